@@ -1,0 +1,229 @@
+#include "scan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "parallel.h"
+
+namespace selective {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
+constexpr std::int64_t kTilesPerTask = 16;
+constexpr std::int64_t kLine = 16;           // entries; a sampled line is one or two cache lines
+constexpr std::int64_t kLeastStride = 256;   // at most one line of 256 is sampled
+constexpr std::int64_t kMostSamples = 8192;  // each costs two cache misses; more would only trim the candidates
+constexpr std::int64_t kFewestSamples = 32;  // below this many a threshold is not worth having
+constexpr double kSlack = 1e-6;              // of the prefilter: above the rounding of three float32 operations
+
+const char* element(std::uint64_t address, DType dtype, std::int64_t i) {
+  const std::int64_t size = dtype == DType::float32 ? 4 : 2;
+  return reinterpret_cast<const char*>(address) + i * size;
+}
+
+// Running sums of how many units (tiles, lines) each row has, to find a unit's row.
+class Units {
+ public:
+  Units(const std::vector<Row>& rows, std::int64_t entries_per_unit) : starts_{0} {
+    for (const Row& row : rows) {
+      starts_.push_back(starts_.back() + (row.numel + entries_per_unit - 1) / entries_per_unit);
+    }
+  }
+  std::int64_t count() const { return starts_.back(); }
+  std::size_t row_of(std::int64_t unit) const {
+    return static_cast<std::size_t>(std::upper_bound(starts_.begin(), starts_.end(), unit) - starts_.begin()) - 1;
+  }
+  // The same, for ascending units: `row` is that of an earlier unit.
+  std::size_t row_from(std::size_t row, std::int64_t unit) const {
+    while (unit >= starts_[row + 1]) ++row;
+    return row;
+  }
+  std::int64_t within(std::size_t row, std::int64_t unit) const { return unit - starts_[row]; }
+
+ private:
+  std::vector<std::int64_t> starts_;
+};
+
+std::uint64_t mix(std::uint64_t x) {  // splitmix64's finalizer: the sample is the same in every run
+  x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+struct Worker {
+  explicit Worker(Pool& pool) : batch(pool), survivors(new Survivors) {}
+  Batch batch;
+  std::unique_ptr<Survivors> survivors;
+};
+
+}  // namespace
+
+Filter make_filter(const Score& score, float threshold, float upper) {
+  const double p = score.exponent;
+  Filter f{};
+  f.kind = exponent_kind(p);
+  f.exponent = p;
+  f.eps = score.eps;
+  f.threshold = threshold;
+  f.upper = upper;
+  // Subnormal products round too coarsely for a relative slack; then each entry is scored exactly.
+  const double least_power = std::pow(static_cast<double>(score.eps), std::max(p, 0.0));
+  f.exact = !(threshold >= 0x1p-120f && threshold * least_power >= 0x1p-120 && threshold < kInfinity);
+  if (f.exact) return f;
+  f.scaled = static_cast<float>(threshold * (1.0 - kSlack));
+  // A float's bits, read as an integer, are 2^23 (127 + log2 x - e) with 0 <= e < 0.0861. A negative exponent may
+  // make the power subnormal, which rounds by up to a factor of two.
+  const double slack = 0.0861 * (1.0 + std::max(-p, 0.0)) + 1e-3 * (1.0 + std::abs(p)) + (p < 0 ? 1.0 : 0.0);
+  f.log_slope = static_cast<float>(p);
+  f.log_limit = static_cast<float>(0x1p23 * (std::log2(static_cast<double>(threshold)) + 127.0 - 127.0 * p - slack));
+  return f;
+}
+
+Scan::Scan(const Score& score, std::int64_t k, float hint, const std::int32_t* offsets, int threads)
+    : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k) {}
+
+void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
+  std::vector<Row> set(rows, rows + n);
+  std::int64_t numel = 0;
+  for (const Row& row : set) numel += row.numel;
+  float threshold = kInfinity;
+  if (k_ > 0) {
+    threshold = std::isnan(hint_) ? sample_threshold(set, numel) : hint_;
+    threshold = std::max({threshold, pool_.floor(), kSmallest});
+  }
+  read(set, threshold, kInfinity, selected_grads);
+  sets_.push_back({std::move(set), threshold});
+}
+
+// The r-th best score of a deterministic sample of lines, one at a random place in each stretch of `stride`, r set six standard deviations above what k of all entries
+// would give. It leaves selected entries out, or it would lie too high.
+float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
+  const Units lines(rows, kLine);
+  const std::int64_t stride = std::max(kLeastStride, lines.count() / kMostSamples);
+  const std::int64_t samples = lines.count() / stride;
+  if (samples < kFewestSamples) return kSmallest;
+  const double expected = static_cast<double>(k_) * static_cast<double>(samples * kLine) / static_cast<double>(numel);
+  const std::int64_t rank = static_cast<std::int64_t>(expected + 6.0 * std::sqrt(expected) + 16.0);
+  if (rank >= samples * kLine) return kSmallest;
+  Pool best(rank);
+  const auto line_of = [&](std::int64_t sample) {
+    const std::uint64_t within = mix(static_cast<std::uint64_t>(sample)) % static_cast<std::uint64_t>(stride);
+    return sample * stride + static_cast<std::int64_t>(within);
+  };
+  const auto visit = [&](Worker& worker, std::size_t r, std::int64_t line, const Filter& filter) {
+    const Row& row = rows[r];
+    const DType dtype = static_cast<DType>(row.dtype);
+    const std::int64_t first = lines.within(r, line) * kLine;
+    const std::int32_t size = static_cast<std::int32_t>(std::min(kLine, row.numel - first));
+    const Tile tile{element(row.grad, dtype, first), element(row.param, dtype, first), size,
+                    static_cast<std::int32_t>(first), nullptr, 0, nullptr};
+    Survivors& s = *worker.survivors;
+    kernels().visit_tile(dtype, tile, filter, s);
+    for (std::int32_t i = 0; i < s.count; ++i) {
+      const std::int32_t offset = static_cast<std::int32_t>(first) + s.positions[i];
+      if (row.begin < row.end && std::binary_search(offsets_ + row.begin, offsets_ + row.end, offset)) continue;
+      worker.batch.add({bits_of(s.scores[i]), static_cast<std::uint32_t>(row.id), static_cast<std::uint32_t>(offset)});
+    }
+    worker.batch.flush_if_large();
+  };
+  const auto prefetch = [&](std::size_t r, std::int64_t line) {
+    const DType dtype = static_cast<DType>(rows[r].dtype);
+    const std::int64_t first = lines.within(r, line) * kLine;
+    __builtin_prefetch(element(rows[r].grad, dtype, first));
+    __builtin_prefetch(element(rows[r].param, dtype, first));
+  };
+  constexpr std::int64_t kSamplesPerTask = 256;
+  constexpr std::int64_t kAhead = 12;
+  const std::int64_t tasks = (samples + kSamplesPerTask - 1) / kSamplesPerTask;
+  parallel_for(
+      tasks, threads_, [&] { return Worker(best); },
+      [&](Worker& worker, std::int64_t task) {
+        const std::int64_t end = std::min((task + 1) * kSamplesPerTask, samples);
+        const Filter filter = make_filter(score_, std::max(best.floor(), kSmallest), kInfinity);
+        const std::int64_t begin = task * kSamplesPerTask;
+        std::size_t row = lines.row_of(line_of(begin));
+        std::size_t row_ahead = row;
+        for (std::int64_t i = begin; i < end; ++i) {
+          if (i + kAhead < end) {
+            row_ahead = lines.row_from(row_ahead, line_of(i + kAhead));
+            prefetch(row_ahead, line_of(i + kAhead));
+          }
+          row = lines.row_from(row, line_of(i));
+          visit(worker, row, line_of(i), filter);
+        }
+        worker.batch.flush();
+      },
+      [](Worker& worker) { worker.batch.flush(); });
+  best.compact();
+  return static_cast<std::int64_t>(best.entries().size()) < rank ? kSmallest : best.floor();
+}
+
+void Scan::read(const std::vector<Row>& rows, float threshold, float upper, float* selected_grads) {
+  ++passes_;
+  const Units tasks(rows, kTilesPerTask * kTile);
+  const auto work = [&](Worker& worker, std::int64_t task) {
+    const std::size_t r = tasks.row_of(task);
+    const Row& row = rows[r];
+    const DType dtype = static_cast<DType>(row.dtype);
+    const std::int64_t first = tasks.within(r, task) * kTilesPerTask * kTile;
+    const std::int64_t last = std::min(first + kTilesPerTask * kTile, row.numel);
+    const std::int32_t* end = offsets_ + row.end;
+    const std::int32_t* next =
+        row.begin == row.end ? end : std::lower_bound(offsets_ + row.begin, end, static_cast<std::int32_t>(first));
+    const Filter filter = make_filter(score_, std::max(threshold, pool_.floor()), upper);
+    Survivors& s = *worker.survivors;
+    for (std::int64_t start = first; start < last; start += kTile) {
+      const Tile tile{element(row.grad, dtype, start),
+                      element(row.param, dtype, start),
+                      static_cast<std::int32_t>(std::min<std::int64_t>(kTile, last - start)),
+                      static_cast<std::int32_t>(start),
+                      next,
+                      end - next,
+                      selected_grads == nullptr ? nullptr : selected_grads + (next - offsets_)};
+      kernels().visit_tile(dtype, tile, filter, s);
+      next += s.selected_in_tile;
+      if (s.nonfinite) nonfinite_.store(true);
+      for (std::int32_t i = 0; i < s.count; ++i) {
+        worker.batch.add({bits_of(s.scores[i]), static_cast<std::uint32_t>(row.id),
+                          static_cast<std::uint32_t>(start + s.positions[i])});
+      }
+      worker.batch.flush_if_large();
+    }
+  };
+  parallel_for(
+      tasks.count(), threads_, [&] { return Worker(pool_); }, work, [](Worker& worker) { worker.batch.flush(); });
+}
+
+std::int64_t Scan::finalize() {
+  if (k_ == 0) return 0;
+  // Whatever a threshold let through is complete above it. What may be missing lies between the k-th best so far (or
+  // zero, if there are fewer) and the threshold: read that again.
+  pool_.compact();
+  for (Set& set : sets_) {
+    const float lowest = std::max(pool_.floor(), kSmallest);
+    if (set.threshold <= lowest) continue;
+    read(set.rows, lowest, set.threshold, nullptr);
+    set.threshold = lowest;
+    pool_.compact();
+  }
+  std::vector<Candidate>& found = pool_.entries();
+  if (static_cast<std::int64_t>(found.size()) > k_) pool_.compact();
+  std::uint32_t lowest = found.empty() ? 0 : std::numeric_limits<std::uint32_t>::max();
+  for (const Candidate& candidate : found) lowest = std::min(lowest, candidate.score);
+  threshold_ = float_of(lowest);
+  std::sort(found.begin(), found.end(), same_tensor_before);
+  return static_cast<std::int64_t>(found.size());
+}
+
+void Scan::result(std::int32_t* tensors, std::int32_t* offsets) const {
+  std::int64_t i = 0;
+  for (const Candidate& candidate : pool_.entries()) {
+    tensors[i] = static_cast<std::int32_t>(candidate.tensor);
+    offsets[i++] = static_cast<std::int32_t>(candidate.offset);
+  }
+}
+
+}  // namespace selective

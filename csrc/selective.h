@@ -1,0 +1,131 @@
+// The contract of the CPU kernels: every exported function, every pointer's type, length, direction and ordering.
+//
+// Nothing here knows about torch: addresses and lengths come in, results go to memory that the caller owns. Arguments
+// are checked by the caller (selective_kernels/checks.py). No function keeps a pointer after it returns, except Scan,
+// which keeps its rows until it is destroyed.
+#pragma once
+
+#include <cstdint>
+
+#include "convert.h"
+#include "update.h"
+
+namespace selective {
+
+constexpr std::int32_t kTile = 4096;      // entries that one visit of the scan handles; tiles never straddle tensors
+constexpr std::int64_t kNormBlock = 4096;  // entries per float64 partial sum of the gradient norm
+
+// One tensor of a table. Python fills it as 7 x int64. Rows come in ascending `id`; offsets[begin:end) are the sorted
+// flat positions in this tensor of the index list that travels with the table.
+struct Row {
+  std::uint64_t param;   // address of numel entries of dtype; aligned to the entry size
+  std::uint64_t grad;    // address of numel entries of dtype, or 0 where a function does not read gradients
+  std::int64_t numel;    // 0 <= numel < 2^31
+  std::int64_t dtype;    // DType
+  std::int64_t id;       // position of the tensor in the global order (C1)
+  std::int64_t begin;    // first entry of this tensor in the index list
+  std::int64_t end;      // one past its last entry
+};
+
+struct Score {
+  double exponent;
+  float eps;  // > 0, normal, and eps^exponent is normal
+};
+
+// What a visit keeps: score >= threshold (> 0), score < upper, and, when `exact` is false, found by a conservative
+// prefilter without division or pow.
+struct Filter {
+  Exponent kind;
+  double exponent;
+  float eps;
+  float threshold;
+  float upper;
+  bool exact;
+  float scaled;      // prefilter: |g| >= scaled * (|theta| + eps)^exponent
+  float log_limit;   // prefilter for Exponent::any: bits(|g|) >= log_limit + log_slope * bits(|theta| + eps)
+  float log_slope;
+};
+
+Filter make_filter(const Score& score, float threshold, float upper);
+
+// One tile of a tensor. in: grad, param [size]; selected [n_selected], sorted, absolute offsets >= base, may run past
+// the tile. out: selected_grads[i] for each selected offset inside the tile (may be null).
+struct Tile {
+  const void* grad;
+  const void* param;
+  std::int32_t size;  // 1 .. kTile
+  std::int32_t base;  // offset of the tile's first entry in its tensor
+  const std::int32_t* selected;
+  std::int64_t n_selected;
+  float* selected_grads;
+};
+
+// out of a visit: `count` kept entries in ascending position, with their exact scores.
+struct Survivors {
+  std::int32_t count;
+  std::int64_t selected_in_tile;
+  bool nonfinite;  // some gradient of the tile is inf or NaN
+  std::uint16_t positions[kTile + 16];
+  float scores[kTile];
+};
+
+// Entries [begin, end) of the index list, all in one tensor. in/out: param (scattered), exp_avg, exp_avg_sq, master
+// (null for float32), each [end - begin] from `begin` on. in: offsets, grads, chosen.
+struct AdamSpan {
+  void* param;
+  DType dtype;
+  const std::int32_t* offsets;
+  const float* grads;
+  float* exp_avg;
+  float* exp_avg_sq;
+  float* master;
+  std::int64_t count;
+  float clip;
+  float step_size;    // lr / (1 - beta1^t), for "global"
+  float correction2;  // sqrt(1 - beta2^t), for "global"
+  AdamCoefficients coefficients;
+  const std::int32_t* ages;   // "per_entry": updates of each entry, this one included; else null
+  const float* step_sizes;    // "per_entry": [max_age + 1], indexed by age, the last one holds from there on
+  const float* corrections2;  // "per_entry": [max_age + 1]
+  std::int32_t max_age;
+};
+
+struct SgdSpan {
+  void* param;
+  DType dtype;
+  const std::int32_t* offsets;
+  const float* grads;
+  float* buffer;  // null without momentum
+  float* master;
+  std::int64_t count;
+  float clip;
+  bool first;                // every entry's buffer starts now
+  const std::int32_t* ages;  // "per_entry": the buffers of age 1 start now; else null
+  SgdCoefficients coefficients;
+};
+
+// One implementation of everything per ISA; `kernels()` gives the chosen one.
+struct Kernels {
+  const char* isa;
+  void (*visit_tile)(DType, const Tile&, const Filter&, Survivors&);
+  // out[i] = float32(data[offsets[i]]); returns whether all of them are finite
+  bool (*gather)(DType, const void* data, const std::int32_t* offsets, std::int64_t count, float* out);
+  // out[i] = raw bits of data[offsets[i]], zero-extended
+  void (*gather_bits)(DType, const void* data, const std::int32_t* offsets, std::int64_t count, std::uint32_t* out);
+  // data[offsets[i]] = values[i] rounded to nearest even; offsets are distinct
+  void (*scatter)(DType, void* data, const std::int32_t* offsets, std::int64_t count, const float* values);
+  // exchanges the raw bits of data[offsets[i]] and bits[i]; offsets are distinct
+  void (*swap)(DType, void* data, const std::int32_t* offsets, std::int64_t count, std::uint32_t* bits);
+  void (*adam)(const AdamSpan&);
+  void (*sgd)(const SgdSpan&);
+  // xor of all 64-bit words: a read at full speed, for the bandwidth that a scan is compared with
+  std::uint64_t (*read)(const void* data, std::int64_t bytes);
+};
+
+const Kernels& kernels();
+// Selects an ISA by name for the whole process; false if this machine or build lacks it.
+bool use_isa(const char* name);
+// The ISAs that run here, fastest first; null-terminated.
+const char* const* available_isas();
+
+}  // namespace selective

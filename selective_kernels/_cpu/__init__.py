@@ -1,0 +1,1 @@
+"""The operations on the compiled CPU kernels. Arguments are checked by the public functions that dispatch here."""

@@ -1,0 +1,70 @@
+"""Exact top-k on the compiled CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from selective_kernels import _native
+from selective_kernels.checks import check_entries
+from selective_kernels.index import SparseIndex
+from selective_kernels.score import Score
+from selective_kernels.table import Table
+
+
+class CpuScan:
+    """See `selective_kernels.topk.Scan`."""
+
+    def __init__(
+        self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None
+    ) -> None:
+        self._table, self._index = table, index
+        self._scan = _native.cpu().Scan(
+            score.exponent,
+            score.eps,
+            min(k, sum(table.numels)),
+            float("nan") if hint is None else hint,
+            index.offsets.data_ptr(),
+            torch.get_num_threads(),
+        )
+        self._alive: list[Sequence[Tensor]] = []  # gradients that finalize may read again
+
+    def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
+        """See `Scan.add`."""
+        checked = self._table.check_grads(tensors, grads)
+        if grads_out is not None:
+            check_entries(grads_out, torch.float32, self._index.count, "grads_out")
+        self._alive.append(checked)
+        rows = self._table.rows(self._index, tensors, checked)
+        self._scan.add(rows, 0 if grads_out is None else grads_out.data_ptr())
+
+    @property
+    def nonfinite(self) -> bool:
+        """See `Scan.nonfinite`."""
+        return bool(self._scan.nonfinite)
+
+    def finalize(self) -> SparseIndex:
+        """See `Scan.finalize`."""
+        count = self._scan.finalize()
+        owners = torch.empty(count, dtype=torch.int32)
+        offsets = torch.empty(count, dtype=torch.int32)
+        self._scan.result(owners.data_ptr(), offsets.data_ptr())
+        counts = torch.bincount(owners, minlength=len(self._table)).tolist()
+        self._alive.clear()
+        return SparseIndex(offsets, [0, *accumulate(counts)])
+
+    @property
+    def threshold(self) -> float:
+        """See `Scan.threshold`."""
+        return float(self._scan.threshold)
+
+    @property
+    def passes(self) -> int:
+        """See `Scan.passes`."""
+        return int(self._scan.passes)
+
+
+scan = CpuScan

@@ -1,0 +1,124 @@
+"""The only checks of kernel arguments. Each message names the argument, what was expected and what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selective_kernels.index import SparseIndex
+from selective_kernels.score import Score
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMALLEST_NORMAL = 2.0**-126
+LARGEST = torch.finfo(torch.float32).max
+MAX_NUMEL = 2**31
+
+
+def check_param(param: Tensor, name: str) -> None:
+    """Refuses a tensor that the kernels cannot address: only dense, contiguous float32, bfloat16 or float16.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: sparse, not contiguous, or 2^31 entries or more.
+    """
+    if not isinstance(param, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(param).__name__}")
+    if param.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected dtype float32, bfloat16 or float16, got {param.dtype}")
+    if param.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense (strided) tensor, got layout {param.layout}")
+    if param.numel() >= MAX_NUMEL:
+        raise ValueError(f"{name}: expected fewer than 2^31 entries (offsets are int32), got {param.numel()}")
+    if not param.is_contiguous():
+        raise ValueError(
+            f"{name}: expected a contiguous tensor, got shape {tuple(param.shape)} with strides {param.stride()}; "
+            "replace its data by .contiguous()"
+        )
+
+
+def check_grad(grad: Tensor, param: Tensor, name: str) -> Tensor:
+    """Returns the gradient, copied if it is not contiguous.
+
+    Raises:
+        TypeError: another dtype than the parameter's (torch allows that through `grad_dtype`).
+        ValueError: sparse, on another device, or of another size.
+    """
+    if grad.dtype is not param.dtype:
+        raise TypeError(f"{name}: expected a gradient of dtype {param.dtype} as its parameter, got {grad.dtype}")
+    if grad.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense (strided) gradient, got layout {grad.layout}")
+    if grad.numel() != param.numel():
+        raise ValueError(f"{name}: expected a gradient of shape {tuple(param.shape)}, got {tuple(grad.shape)}")
+    if grad.device != param.device:
+        raise ValueError(f"{name}: expected a gradient on {param.device}, got {grad.device}")
+    return grad if grad.is_contiguous() else grad.contiguous()
+
+
+def check_score(score: Score) -> None:
+    """Refuses an exponent or eps whose power is not a normal float32 (C2).
+
+    Raises:
+        ValueError: exp not finite; eps not positive; eps or eps^exp outside the normal float32 range.
+    """
+    exponent, eps = float(score.exponent), float(score.eps)
+    if not abs(exponent) < float("inf"):
+        raise ValueError(f"exp: expected a finite number, got {score.exponent}")
+    if not eps > 0.0:
+        raise ValueError(f"eps: expected a number > 0, got {score.eps}")
+    if not SMALLEST_NORMAL <= eps <= LARGEST:
+        raise ValueError(f"eps: expected a normal float32 (2^-126 or more), got {score.eps}")
+    try:
+        power = float(torch.tensor(eps, dtype=torch.float32)) ** exponent
+    except OverflowError:
+        power = float("inf")
+    if not SMALLEST_NORMAL <= power <= LARGEST:
+        raise ValueError(f"eps: expected eps^exp to be a normal float32, got {score.eps}^{score.exponent} = {power}")
+
+
+def check_k(k: int) -> None:
+    """Raises ValueError for a negative k."""
+    if k < 0:
+        raise ValueError(f"k: expected an integer >= 0, got {k}")
+
+
+def check_index(index: SparseIndex, numels: Sequence[int], name: str = "index") -> None:
+    """Checks the shape of an index against its tensors, in O(number of tensors).
+
+    Raises:
+        ValueError: another number of tensors, or an offset past the end of its tensor.
+    """
+    if index.n_tensors != len(numels):
+        raise ValueError(f"{name}: expected an index over {len(numels)} tensors, got one over {index.n_tensors}")
+    if len(index.offsets) < index.count or index.offsets.dtype != torch.int32:
+        raise ValueError(
+            f"{name}: expected {index.count} int32 offsets, got {len(index.offsets)} of {index.offsets.dtype}"
+        )
+    starts = torch.tensor(index.starts)
+    if bool((starts.diff() < 0).any()) or index.starts[0] != 0:
+        raise ValueError(f"{name}: expected ascending starts from 0, got {index.starts}")
+    used = starts.diff() > 0
+    if not bool(used.any()):
+        return
+    valid = index.valid.cpu()
+    first, last = valid[starts[:-1][used]], valid[starts[1:][used] - 1]
+    if bool((first < 0).any()) or bool((last >= torch.tensor(numels)[used]).any()):
+        raise ValueError(f"{name}: expected offsets in [0, number of entries of their tensor)")
+
+
+def check_entries(array: Tensor, dtype: torch.dtype | None, count: int, name: str) -> None:
+    """Checks a per-entry array: contiguous, of 4-byte items, at least `count` long.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: too short or not contiguous.
+    """
+    if dtype is not None and array.dtype is not dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {array.dtype}")
+    if array.element_size() != 4:
+        raise TypeError(f"{name}: expected 4-byte items, got {array.dtype}")
+    if array.dim() != 1 or len(array) < count or not array.is_contiguous():
+        raise ValueError(
+            f"{name}: expected a contiguous vector of {count} items or more, got shape {tuple(array.shape)}"
+        )

@@ -1,0 +1,117 @@
+"""Which backend serves which operation on which device: one table, one environment variable.
+
+Backends: "cpu" (compiled C++) and "reference" (PyTorch, any device). `backend="auto"` takes the first of the device's
+list that is available; `SELECTIVE_KERNELS_BACKEND` replaces "auto" everywhere. A backend that is asked for by name and
+missing raises; when "auto" has to skip one, it says so once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from typing import Any
+
+import torch
+
+from selective_kernels import _native
+
+ENVIRONMENT_VARIABLE = "SELECTIVE_KERNELS_BACKEND"
+ORDER = {"cpu": ("cpu", "reference")}
+OPS = {
+    "topk": ("scan",),
+    "indexing": ("gather", "gather_bits", "gather_grads", "scatter_", "swap_", "merge_"),
+    "optim": ("adam_", "sgd_", "square_sum"),
+}
+MODULE_OF = {op: module for module, ops in OPS.items() for op in ops}
+BACKENDS = ("cpu", "reference")
+
+
+def _order(device_type: str) -> tuple[str, ...]:
+    return ORDER.get(device_type, ("reference",))
+
+
+def unavailable(backend: str, device_type: str) -> str:
+    """Why a backend cannot serve a device, or "" if it can."""
+    if backend == "reference":
+        return ""
+    if device_type != "cpu":
+        return f"its kernels work on CPU tensors, these are on {device_type!r}"
+    return _native.load()[1]
+
+
+@functools.cache
+def _warn_skipped(backend: str, reason: str, used: str) -> None:
+    warnings.warn(f"backend {backend!r} is not available ({reason}); using {used!r}, which is slower", stacklevel=4)
+
+
+def resolve(device_type: str, backend: str = "auto") -> str:
+    """The name of the backend that serves a device.
+
+    Raises:
+        ValueError: unknown backend name.
+        RuntimeError: the backend asked for is not available; the message lists what is and why the rest is not.
+    """
+    source = "backend"
+    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto":
+        backend, source = os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(f"{source}: expected 'auto' or one of {list(BACKENDS)}, got {backend!r}")
+        reason = unavailable(backend, device_type)
+        if reason:
+            raise RuntimeError(f"{source}={backend!r} is not available: {reason}\n{available()}")
+        return backend
+    skipped = ""
+    for name in _order(device_type):
+        reason = unavailable(name, device_type)
+        if not reason:
+            if skipped:
+                _warn_skipped(skipped, unavailable(skipped, device_type), name)
+            return name
+        skipped = name
+    raise AssertionError("the reference backend serves every device")
+
+
+@functools.cache
+def _function(op: str, backend: str) -> Any:
+    module = MODULE_OF[op]
+    if backend == "reference":
+        return getattr(importlib.import_module(f"selective_kernels.{module}"), reference_name(op))
+    return getattr(importlib.import_module(f"selective_kernels._{backend}.{module}"), op)
+
+
+def reference_name(op: str) -> str:
+    """Name of an operation's PyTorch form: `adam_` -> `adam_ref_`, `gather` -> `gather_ref`."""
+    return op[:-1] + "_ref_" if op.endswith("_") else op + "_ref"
+
+
+def implementation(op: str, device: torch.device, backend: str = "auto") -> Any:
+    """The function that implements an operation; see `resolve` for the errors."""
+    return _function(op, resolve(device.type, backend))
+
+
+def available() -> str:
+    """One line per backend: whether it is there, with what, or why not."""
+    module, reason = _native.load()
+    if module is None:
+        cpu = f"not available: {reason}"
+    else:
+        threads = f"{torch.get_num_threads()} threads (torch.get_num_threads())"
+        if not module.has_openmp():
+            threads = "1 thread (built without OpenMP)"
+        cpu = f"available, instruction set {module.isa()} (of {', '.join(module.available_isas())}), {threads}"
+    return f"cpu: {cpu}\nreference: available (PyTorch, any device)"
+
+
+def explain() -> str:
+    """Which backend serves which operation, and why: instruction set, threads, what is missing."""
+    lines = [f"{ENVIRONMENT_VARIABLE}={os.environ.get(ENVIRONMENT_VARIABLE, 'auto')}", available()]
+    for device in ("cpu", "other"):
+        try:
+            chosen = resolve(device)
+        except RuntimeError as error:
+            chosen = f"none ({str(error).splitlines()[0]})"
+        lines.extend(f"{device} tensors: {op} -> {chosen}" for op in MODULE_OF)
+    return "\n".join(lines)

@@ -1,0 +1,201 @@
+"""Sparse optimizer updates on index lists: Adam, AdamW and SGD on the selected scalars only (C6, C7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selective_kernels import dispatch
+from selective_kernels.checks import check_entries, check_index
+from selective_kernels.index import SparseIndex
+from selective_kernels.table import Table
+
+NORM_BLOCK = 4096  # entries per float64 partial sum, as in csrc/selective.h
+
+
+class AdamGroup(NamedTuple):
+    """Hyper-parameters of a group; `decay` is decoupled (AdamW), `l2` goes into the gradient (Adam)."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    decay: float = 0.0
+    l2: float = 0.0
+
+
+class SgdGroup(NamedTuple):
+    """Hyper-parameters of a group; `weight_decay` goes into the gradient, as in torch."""
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
+class Ages(NamedTuple):
+    """What "per_entry" bias correction counts ages from."""
+
+    chosen: Tensor  # int32, shape (count,): step (from 0) in which each entry was selected
+    missed: Mapping[int, Sequence[int]]  # per tensor number: ascending steps in which it had no gradient
+    now: int  # the current step (from 0)
+
+
+class Update(NamedTuple):
+    """What every update takes: which tensors, their entries' gradients, and how far each tensor has come.
+
+    Attributes:
+        table: all tensors that `index` is over.
+        index: the selected entries.
+        tensors: numbers of the tensors that have a gradient now, ascending; the others are left alone.
+        grads: float32, shape (count,): gradients at `index`.
+        master: float32, shape (count,): fp32 copies of 16-bit parameters; None if there are none.
+        group_of: group number of each tensor of the table.
+        steps: updates of each tensor, this one included ("global" bias correction).
+        ages: for "per_entry" bias correction; None for "global".
+        clip: factor on the gradients.
+    """
+
+    table: Table
+    index: SparseIndex
+    tensors: Sequence[int]
+    grads: Tensor
+    master: Tensor | None
+    group_of: Sequence[int]
+    steps: Sequence[int]
+    ages: Ages | None = None
+    clip: float = 1.0
+
+
+def check_update(update: Update, arrays: Mapping[str, Tensor | None]) -> None:
+    """Raises TypeError or ValueError if an array is of another dtype or too short, or a master copy is missing."""
+    count = update.index.count
+    check_index(update.index, update.table.numels)
+    for name, array in {"grads": update.grads, "master": update.master, **arrays}.items():
+        if array is not None:
+            check_entries(array, torch.float32, count, name)
+    if update.master is None and any(update.table.params[i].dtype != torch.float32 for i in update.tensors):
+        raise ValueError("master: expected fp32 copies for 16-bit parameters, got None")
+    if update.ages is not None:
+        check_entries(update.ages.chosen, torch.int32, count, "ages.chosen")
+
+
+def adam_(
+    update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[AdamGroup], *, backend: str = "auto"
+) -> None:
+    """One Adam or AdamW step on the selected entries, in place; arithmetic as in torch.optim, in float32.
+
+    Args:
+        update: see `Update`.
+        exp_avg, exp_avg_sq: float32, shape (count,): moments, updated in place.
+        groups: hyper-parameters by group number.
+        backend: "auto", "cpu" or "reference".
+    """
+    check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
+    dispatch.implementation("adam_", update.table.device, backend)(update, exp_avg, exp_avg_sq, groups)
+
+
+def sgd_(
+    update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup], *, backend: str = "auto"
+) -> None:
+    """One SGD step on the selected entries, in place; arithmetic as in torch.optim, in float32.
+
+    Args:
+        update: see `Update`.
+        momentum_buffer: float32, shape (count,), updated in place; None if no group has momentum.
+        groups: hyper-parameters by group number.
+        backend: "auto", "cpu" or "reference".
+    """
+    check_update(update, {"momentum_buffer": momentum_buffer})
+    if momentum_buffer is None and any(group.momentum for group in groups):
+        raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")
+    dispatch.implementation("sgd_", update.table.device, backend)(update, momentum_buffer, groups)
+
+
+def square_sum(
+    table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor, *, backend: str = "auto"
+) -> float:
+    """Sum of squares of the selected gradients of some tensors, in float64 over blocks of 4096 in index order."""
+    check_entries(grads, torch.float32, index.count, "grads")
+    return float(dispatch.implementation("square_sum", table.device, backend)(table, index, tensors, grads))
+
+
+def square_sum_ref(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> float:
+    """`square_sum` in plain PyTorch; within a block the order of additions is torch's."""
+    total = 0.0
+    for i in tensors:
+        for block in grads[index.starts[i] : index.starts[i + 1]].double().split(NORM_BLOCK):
+            total += float((block * block).sum())
+    return total
+
+
+def _entry_ages(update: Update, tensor: int, entries: slice) -> Tensor | None:
+    """Updates of each entry of a tensor, this step's included; None with "global" bias correction."""
+    if update.ages is None:
+        return None
+    chosen = update.ages.chosen[entries].long()
+    missed = torch.tensor(update.ages.missed.get(tensor, ()), dtype=torch.int64, device=chosen.device)
+    return update.ages.now - chosen + 1 - (missed >= chosen[:, None]).sum(dim=1)
+
+
+def _for_tensors(update: Update) -> list[tuple[int, slice, Tensor, Tensor, Tensor]]:
+    """Per updated tensor: (number, its entries, flat view, int64 positions, theta in float32 as C6 reads it)."""
+    found = []
+    for i in update.tensors:
+        entries = slice(update.index.starts[i], update.index.starts[i + 1])
+        flat = update.table.params[i].detach().view(-1)
+        positions = update.index.of(i).long().to(flat.device)
+        stored = flat[positions]
+        theta = stored.float()
+        if update.master is not None and flat.dtype != torch.float32:
+            master = update.master[entries].to(flat.device)
+            theta = torch.where(master.to(flat.dtype) == stored, master, theta)
+        found.append((i, entries, flat, positions, theta))
+    return found
+
+
+def _store(update: Update, entries: slice, flat: Tensor, positions: Tensor, theta: Tensor) -> None:
+    flat[positions] = theta.to(flat.dtype)
+    if update.master is not None and flat.dtype != torch.float32:
+        update.master[entries] = theta
+
+
+def adam_ref_(update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[AdamGroup]) -> None:
+    """`adam_` in plain PyTorch."""
+    for i, entries, flat, positions, theta in _for_tensors(update):
+        group = groups[update.group_of[i]]
+        grad = update.grads[entries] * update.clip + group.l2 * theta
+        m, v = exp_avg[entries], exp_avg_sq[entries]
+        m.add_(grad - m, alpha=1.0 - group.beta1)
+        v.mul_(group.beta2).add_((1.0 - group.beta2) * grad * grad)
+        ages = _entry_ages(update, i, entries)
+        if ages is None:
+            step_size = group.lr / (1.0 - group.beta1 ** update.steps[i])
+            denominator = v.sqrt() / math.sqrt(1.0 - group.beta2 ** update.steps[i]) + group.eps
+            change = step_size * (m / denominator)
+        else:
+            step_sizes = (group.lr / (1.0 - group.beta1 ** ages.double())).float()
+            denominator = v.sqrt() / (1.0 - group.beta2 ** ages.double()).sqrt().float() + group.eps
+            change = step_sizes * (m / denominator)
+        _store(update, entries, flat, positions, theta * (1.0 - group.lr * group.decay) - change)
+
+
+def sgd_ref_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup]) -> None:
+    """`sgd_` in plain PyTorch."""
+    for i, entries, flat, positions, theta in _for_tensors(update):
+        group = groups[update.group_of[i]]
+        direction = grad = update.grads[entries] * update.clip + group.weight_decay * theta
+        if group.momentum:
+            assert momentum_buffer is not None
+            buffer = momentum_buffer[entries]
+            ages = _entry_ages(update, i, entries)
+            first = (ages == 1) if ages is not None else torch.full_like(grad, update.steps[i] == 1).bool()
+            started = group.momentum * buffer + (1.0 - group.dampening) * grad
+            buffer.copy_(torch.where(first, grad, started))
+            direction = grad + group.momentum * buffer if group.nesterov else buffer
+        _store(update, entries, flat, positions, theta - group.lr * direction)

@@ -1,0 +1,70 @@
+"""The table of tensors that a kernel call works on: one row of integers per tensor."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selective_kernels.checks import check_grad, check_param
+from selective_kernels.index import SparseIndex
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+COLUMNS = 7  # param address, grad address, numel, dtype, id, begin, end: struct Row of csrc/selective.h
+
+
+class Table:
+    """A checked list of tensors; addresses are read anew for each call, since parameters and gradients may move.
+
+    Raises:
+        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`).
+    """
+
+    def __init__(self, params: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
+        self.params = list(params)
+        self.names = list(names) if names is not None else [f"params[{i}]" for i in range(len(self.params))]
+        for param, name in zip(self.params, self.names, strict=True):
+            check_param(param, name)
+        self.numels = [param.numel() for param in self.params]
+        self._fixed = array("q", bytes(8 * COLUMNS * len(self.params)))
+        self._fixed[2::COLUMNS] = array("q", self.numels)
+        self._fixed[3::COLUMNS] = array("q", [DTYPE_CODES[param.dtype] for param in self.params])
+        self._fixed[4::COLUMNS] = array("q", range(len(self.params)))
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor; the CPU for an empty table."""
+        return self.params[0].device if self.params else torch.device("cpu")
+
+    def check_grads(self, tensors: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of the tensors numbered `tensors`, contiguous; see `checks.check_grad` for the errors."""
+        return [
+            check_grad(grad, self.params[i], self.names[i]) for i, grad in zip(tensors, grads, strict=True)
+        ]
+
+    def rows(
+        self, index: SparseIndex, tensors: Sequence[int] | None = None, grads: Sequence[Tensor] | None = None
+    ) -> array[int]:
+        """Rows of the tensors numbered `tensors` (ascending; None: all), with their gradients and index slices."""
+        rows = array("q", self._fixed)
+        rows[0::COLUMNS] = array("q", [param.data_ptr() for param in self.params])
+        rows[5::COLUMNS] = array("q", index.starts[:-1])
+        rows[6::COLUMNS] = array("q", index.starts[1:])
+        if tensors is not None and len(tensors) != len(self.params):
+            picked = array("q")
+            for i in tensors:
+                picked.extend(rows[i * COLUMNS : (i + 1) * COLUMNS])
+            rows = picked
+        if grads is not None:
+            rows[1::COLUMNS] = array("q", [grad.data_ptr() for grad in grads])
+        return rows
+
+
+def as_table(params: Sequence[Tensor] | Table) -> Table:
+    """The table of a list of tensors, checked; a table comes back as it is."""
+    return params if isinstance(params, Table) else Table(params)
