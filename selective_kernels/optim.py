@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,8 @@ class Ages(NamedTuple):
     now: int  # the current step (from 0)
 
 
-class Update(NamedTuple):
+@dataclass(frozen=True)
+class Update:
     """What every update takes: which tensors, their entries' gradients, and how far each tensor has come.
 
     Attributes:
@@ -100,9 +102,7 @@ def adam_(
     dispatch.implementation("adam_", update.table.device, backend)(update, exp_avg, exp_avg_sq, groups)
 
 
-def sgd_(
-    update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup], *, backend: str = "auto"
-) -> None:
+def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup], *, backend: str = "auto") -> None:
     """One SGD step on the selected entries, in place; arithmetic as in torch.optim, in float32.
 
     Args:
@@ -129,7 +129,8 @@ def square_sum_ref(table: Table, index: SparseIndex, tensors: Sequence[int], gra
     """`square_sum` in plain PyTorch; within a block the order of additions is torch's."""
     total = 0.0
     for i in tensors:
-        for block in grads[index.starts[i] : index.starts[i + 1]].double().split(NORM_BLOCK):
+        for first in range(index.starts[i], index.starts[i + 1], NORM_BLOCK):
+            block = grads[first : min(first + NORM_BLOCK, index.starts[i + 1])].double()
             total += float((block * block).sum())
     return total
 

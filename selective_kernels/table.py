@@ -28,10 +28,18 @@ class Table:
         for param, name in zip(self.params, self.names, strict=True):
             check_param(param, name)
         self.numels = [param.numel() for param in self.params]
+        self.dtypes = [param.dtype for param in self.params]
         self._fixed = array("q", bytes(8 * COLUMNS * len(self.params)))
         self._fixed[2::COLUMNS] = array("q", self.numels)
-        self._fixed[3::COLUMNS] = array("q", [DTYPE_CODES[param.dtype] for param in self.params])
+        self._fixed[3::COLUMNS] = array("q", [DTYPE_CODES[dtype] for dtype in self.dtypes])
         self._fixed[4::COLUMNS] = array("q", range(len(self.params)))
+
+    def unchanged(self) -> bool:
+        """Whether all tensors still have the size, dtype and layout that were checked (`.data` can be replaced)."""
+        return all(
+            param.numel() == numel and param.dtype is dtype and param.is_contiguous()
+            for param, numel, dtype in zip(self.params, self.numels, self.dtypes, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self.params)
@@ -43,9 +51,7 @@ class Table:
 
     def check_grads(self, tensors: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of the tensors numbered `tensors`, contiguous; see `checks.check_grad` for the errors."""
-        return [
-            check_grad(grad, self.params[i], self.names[i]) for i, grad in zip(tensors, grads, strict=True)
-        ]
+        return [check_grad(grad, self.params[i], self.names[i]) for i, grad in zip(tensors, grads, strict=True)]
 
     def rows(
         self, index: SparseIndex, tensors: Sequence[int] | None = None, grads: Sequence[Tensor] | None = None
@@ -66,5 +72,14 @@ class Table:
 
 
 def as_table(params: Sequence[Tensor] | Table) -> Table:
-    """The table of a list of tensors, checked; a table comes back as it is."""
-    return params if isinstance(params, Table) else Table(params)
+    """The table of a list of tensors, checked; a table comes back as it is.
+
+    Raises:
+        TypeError, ValueError: see `Table`.
+        RuntimeError: tensors of the table have changed their size, dtype or layout.
+    """
+    if not isinstance(params, Table):
+        return Table(params)
+    if not params.unchanged():
+        raise RuntimeError("params: expected the sizes, dtypes and layouts that the table was made for, got others")
+    return params

@@ -87,9 +87,9 @@ def topk(
     hint: float | None = None,
     backend: str = "auto",
 ) -> SparseIndex:
-    """The min(k, selectable) entries with the best D3 score, outside `index`; see `scan`. A None gradient scores nothing.
+    """The min(k, selectable) entries with the best D3 score; arguments and errors as in `scan`.
 
-    Selectable: not in `index`, score finite and > 0.
+    Selectable: not in `index`, score finite and > 0. A tensor whose gradient is None scores nothing.
     """
     index = SparseIndex.empty(len(params)) if index is None else index
     running = scan(params, index, k, score, hint=hint, backend=backend)
@@ -100,9 +100,7 @@ def topk(
 class ReferenceScan:
     """The same in plain PyTorch: all scores, one stable sort. Not bound to one read or to O(k) memory."""
 
-    def __init__(
-        self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None
-    ) -> None:
+    def __init__(self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None) -> None:
         self._table, self._index, self._k, self._score = table, index, k, score
         self._grads: dict[int, Tensor] = {}
         self.nonfinite = False
@@ -121,7 +119,11 @@ class ReferenceScan:
 
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
-        keys, owners, offsets = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        keys, owners, offsets = (
+            [torch.empty(0)],
+            [torch.empty(0, dtype=torch.int64)],
+            [torch.empty(0, dtype=torch.int64)],
+        )
         for i in sorted(self._grads):
             key = score_ref(self._grads[i], self._table.params[i], self._score).reshape(-1).cpu()
             key[self._index.of(i).long().cpu()] = 0.0

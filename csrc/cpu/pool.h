@@ -31,7 +31,8 @@ inline bool better(const Candidate& a, const Candidate& b) {
 
 class Pool {
  public:
-  explicit Pool(std::int64_t k) : k_(k), capacity_(k + k / 2 + 16384) {}
+  // room: how many entries the buffer takes beyond 1.5 k, 1 or more.
+  Pool(std::int64_t k, std::int64_t room) : k_(k), capacity_(k + k / 2 + room) {}
 
   // Scores below this can no longer matter; equal ones can.
   float floor() const { return float_of(floor_.load(std::memory_order_relaxed)); }

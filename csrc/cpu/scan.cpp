@@ -83,7 +83,7 @@ Filter make_filter(const Score& score, float threshold, float upper) {
 }
 
 Scan::Scan(const Score& score, std::int64_t k, float hint, const std::int32_t* offsets, int threads)
-    : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k) {}
+    : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k, 16384) {}
 
 void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
   std::vector<Row> set(rows, rows + n);
@@ -108,7 +108,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
   const double expected = static_cast<double>(k_) * static_cast<double>(samples * kLine) / static_cast<double>(numel);
   const std::int64_t rank = static_cast<std::int64_t>(expected + 6.0 * std::sqrt(expected) + 16.0);
   if (rank >= samples * kLine) return kSmallest;
-  Pool best(rank);
+  Pool best(rank, 1024);  // a low floor soon spares most entries the look-up in the index list
   const auto line_of = [&](std::int64_t sample) {
     const std::uint64_t within = mix(static_cast<std::uint64_t>(sample)) % static_cast<std::uint64_t>(stride);
     return sample * stride + static_cast<std::int64_t>(within);
@@ -135,7 +135,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
     __builtin_prefetch(element(rows[r].grad, dtype, first));
     __builtin_prefetch(element(rows[r].param, dtype, first));
   };
-  constexpr std::int64_t kSamplesPerTask = 256;
+  constexpr std::int64_t kSamplesPerTask = 64;
   constexpr std::int64_t kAhead = 12;
   const std::int64_t tasks = (samples + kSamplesPerTask - 1) / kSamplesPerTask;
   parallel_for(
@@ -147,7 +147,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
         std::size_t row = lines.row_of(line_of(begin));
         std::size_t row_ahead = row;
         for (std::int64_t i = begin; i < end; ++i) {
-          if (i + kAhead < end) {
+          if (i + kAhead < samples) {
             row_ahead = lines.row_from(row_ahead, line_of(i + kAhead));
             prefetch(row_ahead, line_of(i + kAhead));
           }

@@ -16,17 +16,13 @@ from selective_kernels.table import COLUMNS, Table
 
 def gather(table: Table, index: SparseIndex, *, out: Tensor) -> None:
     """See `selective_kernels.indexing.gather`."""
-    _native.cpu().gather(
-        table.rows(index), index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads()
-    )
+    _native.cpu().gather(table.rows(index), index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads())
 
 
 def gather_bits(table: Table, index: SparseIndex) -> Tensor:
     """See `selective_kernels.indexing.gather_bits`."""
     out = torch.empty(index.count, dtype=torch.int32)
-    _native.cpu().gather_bits(
-        table.rows(index), index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads()
-    )
+    _native.cpu().gather_bits(table.rows(index), index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -42,9 +38,7 @@ def gather_grads(
 
 def scatter_(table: Table, index: SparseIndex, values: Tensor) -> None:
     """See `selective_kernels.indexing.scatter_`."""
-    _native.cpu().scatter(
-        table.rows(index), index.offsets.data_ptr(), values.data_ptr(), torch.get_num_threads()
-    )
+    _native.cpu().scatter(table.rows(index), index.offsets.data_ptr(), values.data_ptr(), torch.get_num_threads())
 
 
 def swap_(table: Table, index: SparseIndex, bits: Tensor) -> None:

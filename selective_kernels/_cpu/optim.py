@@ -31,7 +31,11 @@ def _ages(ages: Ages | None, n_tensors: int) -> tuple[Any, tuple[Tensor, ...]]:
 
 
 def _run(
-    kernel: Any, update: Update, groups: Sequence[Sequence[float]], first: Tensor | None, second: Tensor | None
+    kernel: Any,
+    update: Update,
+    groups: Sequence[Sequence[float]],
+    first: Tensor | None,
+    second: Tensor | None,
 ) -> None:
     """Calls a native step; `first` and `second` are the optimizer's per-entry state."""
     ages, alive = _ages(update.ages, len(update.table))
@@ -61,6 +65,4 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
 
 def square_sum(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> float:
     """See `selective_kernels.optim.square_sum`."""
-    return float(
-        _native.cpu().square_sum(table.rows(index, tensors), grads.data_ptr(), torch.get_num_threads())
-    )
+    return float(_native.cpu().square_sum(table.rows(index, tensors), grads.data_ptr(), torch.get_num_threads()))

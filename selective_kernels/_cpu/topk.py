@@ -18,9 +18,7 @@ from selective_kernels.table import Table
 class CpuScan:
     """See `selective_kernels.topk.Scan`."""
 
-    def __init__(
-        self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None
-    ) -> None:
+    def __init__(self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None) -> None:
         self._table, self._index = table, index
         self._scan = _native.cpu().Scan(
             score.exponent,

@@ -1,0 +1,138 @@
+"""The selective part of a state dict: packing, and checking one before anything is overwritten (C11)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selective_kernels import SparseIndex, Table
+from selective_peft.selection import Selection
+
+VERSION = 1
+INT32 = torch.int32
+INT64 = torch.int64
+
+
+def pack(
+    selection: Selection,
+    table: Table,
+    names: Sequence[str],
+    described: Mapping[str, Any],
+    schedule: Tensor,
+) -> dict[str, Any]:
+    """Tensors and primitives only, copied, so that later steps do not change what was packed."""
+    count = selection.count
+    missed = sorted(selection.missed.items())
+    return {
+        "version": VERSION,
+        **described,
+        "names": list(names),
+        "sizes": list(table.numels),
+        "dtypes": [str(param.dtype) for param in table.params],
+        "step": selection.step,
+        "skipped_steps": selection.skipped,
+        "schedule": schedule.clone(),
+        "tensor_steps": torch.tensor(selection.tensor_steps, dtype=INT64),
+        "missed_tensors": torch.tensor([i for i, steps in missed for _ in steps], dtype=INT64),
+        "missed_steps": torch.tensor([step for _, steps in missed for step in steps], dtype=INT64),
+        "starts": torch.tensor(selection.index.starts, dtype=INT64),
+        "offsets": selection.index.valid.clone(),
+        "arrays": {name: array[:count].clone() for name, array in selection.arrays.items()},
+    }
+
+
+def _equal(what: str, expected: object, given: object) -> None:
+    if expected != given:
+        raise ValueError(f"state_dict: {what}: expected {expected!r}, got {given!r}")
+
+
+def _vector(packed: Mapping[str, Any], name: str, dtype: torch.dtype, length: int | None) -> Tensor:
+    value = packed[name]
+    if not isinstance(value, Tensor) or value.dtype != dtype or value.dim() != 1:
+        given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"state_dict: {name}: expected a vector of {dtype}, got {given}")
+    if length is not None and len(value) != length:
+        raise ValueError(f"state_dict: {name}: expected {length} items, got {len(value)} (truncated?)")
+    return value
+
+
+def check(
+    packed: Mapping[str, Any],
+    table: Table,
+    names: Sequence[str],
+    described: Mapping[str, Any],
+    schedule: Tensor,
+    array_dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Raises ValueError, naming the item, if a packed state does not belong to this optimizer or is damaged.
+
+    Args:
+        packed: what `pack` gave, possibly from elsewhere.
+        table: this optimizer's tensors.
+        names: their names; empty if the parameters came without names.
+        described: settings that must agree.
+        schedule: this optimizer's targets.
+        array_dtypes: per-entry arrays that must be there.
+    """
+    if not isinstance(packed, Mapping):
+        raise ValueError(f"state_dict: selective: expected a dict, got {type(packed).__name__}")
+    _equal("version", VERSION, packed.get("version"))
+    wanted = {*described, "names", "sizes", "dtypes", "step", "skipped_steps", "schedule", "tensor_steps"}
+    wanted |= {"missed_tensors", "missed_steps", "starts", "offsets", "arrays"}
+    missing = sorted(wanted - set(packed))
+    if missing:
+        raise ValueError(f"state_dict: selective: expected the items {missing}, which are missing (truncated?)")
+    for what, expected in described.items():
+        _equal(what, expected, packed[what])
+    if names and packed["names"]:
+        _equal("names", list(names), packed["names"])
+    _equal("sizes", list(table.numels), packed["sizes"])
+    _equal("dtypes", [str(param.dtype) for param in table.params], packed["dtypes"])
+    for what in ("step", "skipped_steps"):
+        if not isinstance(packed[what], int) or packed[what] < 0:
+            raise ValueError(f"state_dict: {what}: expected an integer >= 0, got {packed[what]!r}")
+    if not torch.equal(_vector(packed, "schedule", INT64, len(schedule)).cpu(), schedule):
+        raise ValueError("state_dict: schedule: expected the targets of this optimizer's schedule, got others")
+    _vector(packed, "tensor_steps", INT64, len(table))
+    missed_tensors = _vector(packed, "missed_tensors", INT64, None)
+    _vector(packed, "missed_steps", INT64, len(missed_tensors))
+    if len(missed_tensors) and not 0 <= int(missed_tensors.min()) <= int(missed_tensors.max()) < len(table):
+        raise ValueError(f"state_dict: missed_tensors: expected tensor numbers below {len(table)}")
+    _check_positions(packed, table, int(schedule[-1]))
+    count = len(packed["offsets"])
+    _equal("arrays", sorted(array_dtypes), sorted(packed["arrays"]))
+    for name, dtype in array_dtypes.items():
+        _vector(packed["arrays"], name, dtype, count)
+
+
+def _check_positions(packed: Mapping[str, Any], table: Table, budget: int) -> None:
+    starts = _vector(packed, "starts", INT64, len(table) + 1).cpu()
+    offsets = _vector(packed, "offsets", INT32, None).cpu().long()
+    if int(starts[0]) != 0 or int(starts[-1]) != len(offsets) or bool((starts.diff() < 0).any()):
+        raise ValueError(f"state_dict: starts: expected ascending from 0 to {len(offsets)} (truncated?)")
+    if len(offsets) > budget:
+        raise ValueError(f"state_dict: offsets: expected at most {budget} (the budget), got {len(offsets)}")
+    owners = torch.repeat_interleave(torch.arange(len(table)), starts.diff())
+    sizes = torch.tensor(table.numels, dtype=INT64)
+    inside = bool(((offsets >= 0) & (offsets < sizes[owners])).all())
+    if not inside or bool(((owners.diff() == 0) & (offsets.diff() <= 0)).any()):
+        raise ValueError("state_dict: offsets: expected ascending positions inside their tensors")
+
+
+def unpack_(packed: Mapping[str, Any], selection: Selection) -> None:
+    """Overwrites a fresh selection with a checked packed state, copied and moved to its device."""
+    count = len(packed["offsets"])
+    selection.index = SparseIndex(selection.index.offsets, packed["starts"].tolist())
+    selection.index.offsets[:count] = packed["offsets"]
+    for name, array in selection.arrays.items():
+        array[:count] = packed["arrays"][name]
+    selection.tensor_steps = packed["tensor_steps"].tolist()
+    selection.missed = {}
+    pairs = zip(packed["missed_tensors"].tolist(), packed["missed_steps"].tolist(), strict=True)
+    for tensor, step in pairs:
+        selection.missed.setdefault(tensor, []).append(step)
+    selection.step = packed["step"]
+    selection.skipped = packed["skipped_steps"]

@@ -1,0 +1,100 @@
+"""The selected scalars and everything kept for them: O(B) memory, sorted by position (C10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selective_kernels import SparseIndex, Table, gather, gather_bits, gather_grads, merge_
+
+
+class Selection:
+    """Positions, optimizer state and history of the selected scalars of a table of tensors.
+
+    Attributes:
+        index: positions; its capacity is the budget.
+        arrays: per-entry tensors of 4-byte items, ordered like `index`: the optimizer's moments (float32), "original"
+            (int32: raw bits at selection), "chosen" (int32: step of selection, from 0), and "master" (float32 copies,
+            only if a tensor is 16-bit).
+        tensor_steps: updates of each tensor so far.
+        missed: per tensor number, the steps in which it had selected scalars but no gradient (kept only for
+            "per_entry" bias correction).
+        step: completed steps.
+        skipped: steps skipped because of inf or NaN.
+    """
+
+    def __init__(self, table: Table, budget: int, moments: Sequence[str]) -> None:
+        device = table.device
+        self.index = SparseIndex.empty(len(table), budget, device)
+        self.arrays = {name: torch.zeros(budget, dtype=torch.float32, device=device) for name in moments}
+        self.arrays["original"] = torch.empty(budget, dtype=torch.int32, device=device)
+        self.arrays["chosen"] = torch.empty(budget, dtype=torch.int32, device=device)
+        self.tensor_steps = [0] * len(table)
+        self.missed: dict[int, list[int]] = {}
+        self.step = 0
+        self.skipped = 0
+        self._ensure_master(table)
+
+    @property
+    def count(self) -> int:
+        """Number of selected scalars."""
+        return self.index.count
+
+    @property
+    def master(self) -> Tensor | None:
+        """float32 copies of 16-bit parameters' selected scalars, or None if no tensor is 16-bit."""
+        return self.arrays.get("master")
+
+    def _ensure_master(self, table: Table) -> None:
+        if "master" in self.arrays or all(param.dtype == torch.float32 for param in table.params):
+            return
+        self.arrays["master"] = torch.empty(len(self.index.offsets), dtype=torch.float32, device=table.device)
+        gather(table, self.index, out=self.arrays["master"])
+
+    def adapt(self, table: Table) -> None:
+        """Follows a table that got more tensors at its end, or whose tensors moved to another device."""
+        added = len(table) - self.index.n_tensors
+        self.index.starts.extend([self.index.count] * added)
+        self.tensor_steps.extend([0] * added)
+        if self.index.offsets.device != table.device:
+            self.index.offsets = self.index.offsets.to(table.device)
+            self.arrays = {name: array.to(table.device) for name, array in self.arrays.items()}
+        self._ensure_master(table)
+
+    def insert(
+        self,
+        new: SparseIndex,
+        table: Table,
+        tensors: Sequence[int],
+        grads: Sequence[Tensor],
+        grads_out: Tensor,
+        backend: str,
+    ) -> None:
+        """Adds new entries with fresh state, and their gradients to `grads_out`, which is ordered like the index."""
+        device = self.index.offsets.device
+        fresh_grads = torch.zeros(new.count, device=device)
+        gather_grads(table, new, tensors, grads, fresh_grads, backend=backend)
+        chosen = torch.full((new.count,), self.step, dtype=torch.int32, device=device)
+        fresh = {"original": gather_bits(table, new, backend=backend), "chosen": chosen}
+        if self.master is not None:
+            fresh["master"] = gather(table, new, backend=backend)
+        merged = [(array, fresh.get(name)) for name, array in self.arrays.items()]
+        merge_(self.index, new, [*merged, (grads_out, fresh_grads)], backend=backend)
+
+    def count_updates(self, tensors: Sequence[int], keep_missed: bool) -> None:
+        """Advances the step counters of the tensors that have a gradient in this step."""
+        for i in tensors:
+            self.tensor_steps[i] += 1
+        if keep_missed and len(tensors) < len(self.tensor_steps):
+            starts = self.index.starts
+            for i in sorted(set(range(len(self.tensor_steps))) - set(tensors)):
+                if starts[i] < starts[i + 1]:
+                    self.missed.setdefault(i, []).append(self.step)
+
+    def nbytes(self) -> int:
+        """Bytes per selected scalar times their number, plus the per-tensor tables."""
+        per_entry = sum(array.element_size() for array in (self.index.offsets, *self.arrays.values()))
+        tables = 8 * (len(self.index.starts) + len(self.tensor_steps))
+        return per_entry * self.count + tables + 8 * sum(len(steps) for steps in self.missed.values())
