@@ -41,5 +41,6 @@ $(VENV)/torch: Makefile
 	touch $@
 
 $(VENV)/built: $(VENV)/torch $(SOURCES)
+	rm -rf build/lib*  # or files deleted from the source would still be packed
 	$(BIN)/pip install --quiet '.[demo,test,lint]'
 	touch $@

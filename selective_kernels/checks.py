@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -83,12 +81,14 @@ def check_k(k: int) -> None:
         raise ValueError(f"k: expected an integer >= 0, got {k}")
 
 
-def check_index(index: SparseIndex, numels: Sequence[int], name: str = "index") -> None:
-    """Checks the shape of an index against its tensors, in O(number of tensors).
+def check_index(index: SparseIndex, numels: list[int], name: str = "index") -> None:
+    """Checks the shape of an index against its tensors, in O(number of tensors), unless it passed for them before.
 
     Raises:
         ValueError: another number of tensors, or an offset past the end of its tensor.
     """
+    if index.checked_for is numels:
+        return
     if index.n_tensors != len(numels):
         raise ValueError(f"{name}: expected an index over {len(numels)} tensors, got one over {index.n_tensors}")
     if len(index.offsets) < index.count or index.offsets.dtype != torch.int32:
@@ -99,12 +99,17 @@ def check_index(index: SparseIndex, numels: Sequence[int], name: str = "index") 
     if bool((starts.diff() < 0).any()) or index.starts[0] != 0:
         raise ValueError(f"{name}: expected ascending starts from 0, got {index.starts}")
     used = starts.diff() > 0
-    if not bool(used.any()):
-        return
     valid = index.valid.cpu()
     first, last = valid[starts[:-1][used]], valid[starts[1:][used] - 1]
-    if bool((first < 0).any()) or bool((last >= torch.tensor(numels)[used]).any()):
-        raise ValueError(f"{name}: expected offsets in [0, number of entries of their tensor)")
+    sizes = torch.tensor(numels, dtype=torch.int64)[used]
+    outside = ((first < 0) | (last >= sizes)).nonzero().reshape(-1)
+    if len(outside):
+        bad = int(outside[0])
+        raise ValueError(
+            f"{name}: expected offsets in [0, {int(sizes[bad])}), got {int(first[bad])} to {int(last[bad])} for tensor "
+            f"{int(used.nonzero()[bad])}"
+        )
+    index.checked_for = numels
 
 
 def check_entries(array: Tensor, dtype: torch.dtype | None, count: int, name: str) -> None:

@@ -17,11 +17,13 @@ class SparseIndex:
         starts: `n_tensors + 1` integers; tensor i owns `offsets[starts[i]:starts[i + 1]]`.
     """
 
-    __slots__ = ("offsets", "starts")
+    __slots__ = ("checked_for", "offsets", "starts")
 
-    def __init__(self, offsets: Tensor, starts: list[int]) -> None:
+    def __init__(self, offsets: Tensor, starts: list[int], checked_for: list[int] | None = None) -> None:
         self.offsets = offsets
         self.starts = starts
+        # The very list of tensor sizes that the offsets are known to fit, so that a step checks nothing twice.
+        self.checked_for = checked_for
 
     @classmethod
     def empty(cls, n_tensors: int, capacity: int = 0, device: torch.device | str = "cpu") -> SparseIndex:

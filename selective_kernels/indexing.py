@@ -96,6 +96,8 @@ def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays, *, backend
         if fresh is not None:
             check_entries(fresh, data.dtype, new.count, f"arrays[{i}][1]")
     dispatch.implementation("merge_", index.offsets.device, backend)(index, new, arrays)
+    if new.checked_for is not index.checked_for:
+        index.checked_for = None
 
 
 def _each(tensors: Sequence[Tensor] | Table, index: SparseIndex) -> list[tuple[Tensor, Tensor, slice]]:

@@ -36,6 +36,9 @@ class Scan(Protocol):
     def finalize(self) -> SparseIndex:
         """The min(k, selectable) best entries by (score descending, tensor ascending, offset ascending)."""
 
+    def gather(self, index: SparseIndex, out: Tensor) -> None:
+        """Gathers the gradients of all added tensors at another index into `out`, float32, shape (index.count,)."""
+
     @property
     def threshold(self) -> float:
         """After finalize: the lowest selected score, 0.0 if nothing was selected."""
@@ -117,6 +120,10 @@ class ReferenceScan:
         if grads_out is not None:
             gather_grads_ref(self._table, self._index, tensors, checked, grads_out)
 
+    def gather(self, index: SparseIndex, out: Tensor) -> None:
+        """See `Scan.gather`."""
+        gather_grads_ref(self._table, index, list(self._grads), list(self._grads.values()), out)
+
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
         keys, owners, offsets = (
@@ -137,8 +144,7 @@ class ReferenceScan:
         best = best.sort().values
         lists = [offset[best][owner[best] == i] for i in range(len(self._table))]
         new = SparseIndex.from_lists(lists)
-        new.offsets = new.offsets.to(self._index.offsets.device)
-        return new
+        return SparseIndex(new.offsets.to(self._index.offsets.device), new.starts, self._table.numels)
 
 
 scan_ref = ReferenceScan

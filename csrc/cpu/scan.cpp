@@ -15,7 +15,7 @@ constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr std::int64_t kTilesPerTask = 16;
 constexpr std::int64_t kLine = 16;           // entries; a sampled line is one or two cache lines
 constexpr std::int64_t kLeastStride = 256;   // at most one line of 256 is sampled
-constexpr std::int64_t kMostSamples = 8192;  // each costs two cache misses; more would only trim the candidates
+constexpr std::int64_t kMostSamples = 4096;  // each costs two cache misses; more would only trim the candidates
 constexpr std::int64_t kFewestSamples = 32;  // below this many a threshold is not worth having
 constexpr double kSlack = 1e-6;              // of the prefilter: above the rounding of three float32 operations
 
@@ -129,14 +129,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
     }
     worker.batch.flush_if_large();
   };
-  const auto prefetch = [&](std::size_t r, std::int64_t line) {
-    const DType dtype = static_cast<DType>(rows[r].dtype);
-    const std::int64_t first = lines.within(r, line) * kLine;
-    __builtin_prefetch(element(rows[r].grad, dtype, first));
-    __builtin_prefetch(element(rows[r].param, dtype, first));
-  };
   constexpr std::int64_t kSamplesPerTask = 64;
-  constexpr std::int64_t kAhead = 12;
   const std::int64_t tasks = (samples + kSamplesPerTask - 1) / kSamplesPerTask;
   parallel_for(
       tasks, threads_, [&] { return Worker(best); },
@@ -145,12 +138,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
         const Filter filter = make_filter(score_, std::max(best.floor(), kSmallest), kInfinity);
         const std::int64_t begin = task * kSamplesPerTask;
         std::size_t row = lines.row_of(line_of(begin));
-        std::size_t row_ahead = row;
         for (std::int64_t i = begin; i < end; ++i) {
-          if (i + kAhead < samples) {
-            row_ahead = lines.row_from(row_ahead, line_of(i + kAhead));
-            prefetch(row_ahead, line_of(i + kAhead));
-          }
           row = lines.row_from(row, line_of(i));
           visit(worker, row, line_of(i), filter);
         }

@@ -50,6 +50,7 @@ class Settings:
     def describe(self) -> dict[str, int | float | str]:
         """What a checkpoint must agree on to be continued."""
         return {
+            "budget": self.budget,
             "total_steps": self.total_steps,
             "score": self.score.describe(),
             "strategy": self.strategy,

@@ -31,7 +31,7 @@ def pack(
         **described,
         "names": list(names),
         "sizes": list(table.numels),
-        "dtypes": [str(param.dtype) for param in table.params],
+        "dtypes": [str(dtype) for dtype in table.dtypes],
         "step": selection.step,
         "skipped_steps": selection.skipped,
         "schedule": schedule.clone(),
@@ -59,23 +59,12 @@ def _vector(packed: Mapping[str, Any], name: str, dtype: torch.dtype, length: in
     return value
 
 
-def check(
-    packed: Mapping[str, Any],
-    table: Table,
-    names: Sequence[str],
-    described: Mapping[str, Any],
-    schedule: Tensor,
-    array_dtypes: Mapping[str, torch.dtype],
-) -> None:
-    """Raises ValueError, naming the item, if a packed state does not belong to this optimizer or is damaged.
+def check_items(packed: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the item, unless everything is there, of this version and with these settings.
 
     Args:
         packed: what `pack` gave, possibly from elsewhere.
-        table: this optimizer's tensors.
-        names: their names; empty if the parameters came without names.
         described: settings that must agree.
-        schedule: this optimizer's targets.
-        array_dtypes: per-entry arrays that must be there.
     """
     if not isinstance(packed, Mapping):
         raise ValueError(f"state_dict: selective: expected a dict, got {type(packed).__name__}")
@@ -87,10 +76,36 @@ def check(
         raise ValueError(f"state_dict: selective: expected the items {missing}, which are missing (truncated?)")
     for what, expected in described.items():
         _equal(what, expected, packed[what])
+
+
+def budget_of(packed: Mapping[str, Any]) -> int:
+    """The budget in scalars: the schedule's last target."""
+    schedule = _vector(packed, "schedule", INT64, None)
+    if len(schedule) == 0:
+        raise ValueError("state_dict: schedule: expected at least one item, got 0 (truncated?)")
+    return int(schedule[-1])
+
+
+def check_values(
+    packed: Mapping[str, Any],
+    table: Table,
+    names: Sequence[str],
+    schedule: Tensor,
+    array_dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Raises ValueError, naming the item, if a packed state does not fit this model or is damaged.
+
+    Args:
+        packed: what passed `check_items`.
+        table: this optimizer's tensors.
+        names: their names; empty if the parameters came without names.
+        schedule: this optimizer's targets.
+        array_dtypes: per-entry arrays that must be there.
+    """
     if names and packed["names"]:
         _equal("names", list(names), packed["names"])
     _equal("sizes", list(table.numels), packed["sizes"])
-    _equal("dtypes", [str(param.dtype) for param in table.params], packed["dtypes"])
+    _equal("dtypes", [str(dtype) for dtype in table.dtypes], packed["dtypes"])
     for what in ("step", "skipped_steps"):
         if not isinstance(packed[what], int) or packed[what] < 0:
             raise ValueError(f"state_dict: {what}: expected an integer >= 0, got {packed[what]!r}")
@@ -102,10 +117,11 @@ def check(
     if len(missed_tensors) and not 0 <= int(missed_tensors.min()) <= int(missed_tensors.max()) < len(table):
         raise ValueError(f"state_dict: missed_tensors: expected tensor numbers below {len(table)}")
     _check_positions(packed, table, int(schedule[-1]))
-    count = len(packed["offsets"])
+    if not isinstance(packed["arrays"], Mapping):
+        raise ValueError(f"state_dict: arrays: expected a dict, got {type(packed['arrays']).__name__}")
     _equal("arrays", sorted(array_dtypes), sorted(packed["arrays"]))
     for name, dtype in array_dtypes.items():
-        _vector(packed["arrays"], name, dtype, count)
+        _vector(packed["arrays"], name, dtype, len(packed["offsets"]))
 
 
 def _check_positions(packed: Mapping[str, Any], table: Table, budget: int) -> None:

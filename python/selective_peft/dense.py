@@ -14,18 +14,6 @@ FUSED_DEVICES = ("cpu", "cuda")
 State = Mapping[Tensor, dict[str, Any]]
 
 
-def check_dense_grads(params: Sequence[Tensor]) -> bool:
-    """Whether all gradients are finite.
-
-    Raises:
-        ValueError: a gradient is sparse.
-    """
-    for param in params:
-        if param.grad is not None and param.grad.layout is not torch.strided:
-            raise ValueError(f"gradient: expected a dense (strided) gradient, got layout {param.grad.layout}")
-    return all(bool(torch.isfinite(param.grad).all()) for param in params if param.grad is not None)
-
-
 def _fused(params: Sequence[Tensor]) -> bool:
     return all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param in params)
 

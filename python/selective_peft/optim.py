@@ -108,7 +108,7 @@ class SelectiveAdamW(SelectiveAdam):
     Args:
         params: parameters, named parameters, or groups of them; float32, bfloat16 or float16, contiguous. A group may
             carry `selective=False`: it is trained whole, outside the budget (a new head).
-        lr, betas, eps, weight_decay: as in torch, read from the group at each step; decay touches selected scalars only.
+        lr, betas, eps, weight_decay: as in torch, read from the group at each step. Only selected scalars decay.
         budget: how many scalars to train: an integer, or a share in (0, 1) of the selective scalars.
         total_steps: number of steps over which the budget is spent; training may go on afterwards.
         score: what ranks the scalars, `D3(exp, eps)`.

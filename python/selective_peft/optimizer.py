@@ -20,7 +20,7 @@ from selective_kernels import SparseIndex, Table, Update, gather_grads, scan, sq
 from selective_kernels.optim import Ages
 from selective_peft import checkpoint
 from selective_peft.arguments import Settings, check_group_params, resolve_budget
-from selective_peft.dense import check_dense_grads
+from selective_peft.gradients import check_dense_grads, nonfinite_names, param_names
 from selective_peft.schedules import quota, tabulate
 from selective_peft.selection import Selection
 
@@ -117,14 +117,11 @@ class SelectiveOptimizer(Optimizer):
         dense = [[p for p in group["params"] if p.grad is not None] for group in self._groups(selective=False)]
         table, selection = self._bind()
         tensors = [i for i, param in enumerate(table.params) if param.grad is not None]
-        grads = table.check_grads(tensors, [p.grad for p in table.params if p.grad is not None])
         if not tensors and not any(dense):
             return loss
-        selected_grads, new = self._read(table, selection, tensors, grads, [p for each in dense for p in each])
+        selected_grads = self._select(table, selection, tensors, [param for params in dense for param in params])
         if selected_grads is None:
             return loss
-        if new is not None and new.count:
-            selection.insert(new, table, tensors, grads, selected_grads, self._settings.backend)
         per_entry = self._settings.bias_correction == "per_entry"
         selection.count_updates(tensors, keep_missed=per_entry)
         ages = Ages(selection.arrays["chosen"], selection.missed, selection.step) if per_entry else None
@@ -149,38 +146,32 @@ class SelectiveOptimizer(Optimizer):
         selection.step += 1
         return loss
 
-    def _read(
-        self,
-        table: Table,
-        selection: Selection,
-        tensors: Sequence[int],
-        grads: Sequence[Tensor],
-        dense: Sequence[Tensor],
-    ) -> tuple[Tensor | None, SparseIndex | None]:
-        """Gradients of the selected entries (with room for the new ones) and the new entries; None to skip the step."""
+    def _select(
+        self, table: Table, selection: Selection, tensors: Sequence[int], dense: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Reads the gradients, adds this step's entries; returns the selected gradients, None to skip the step."""
         assert self._schedule is not None
         settings = self._settings
         wanted = quota(self._schedule, selection.step, selection.count, settings.select_every)
+        grads = [param.grad for param in table.params if param.grad is not None]
         selected_grads = torch.empty(selection.count + wanted, device=table.device)
         finite = check_dense_grads(dense)
         if wanted and tensors:
             running = scan(table, selection.index, wanted, settings.score.kernel_score(), backend=settings.backend)
             running.add(tensors, grads, selected_grads)
             if finite and not running.nonfinite:
-                return selected_grads, running.finalize()
+                new = running.finalize()
+                if new.count:
+                    selection.insert(new, table, running, selected_grads, settings.backend)
+                return selected_grads
         elif gather_grads(table, selection.index, tensors, grads, selected_grads, backend=settings.backend) and finite:
-            return selected_grads, None
+            return selected_grads
         self._report_nonfinite(selection)
-        return None, None
+        return None
 
     def _report_nonfinite(self, selection: Selection) -> None:
         if self._settings.nonfinite == "raise":
-            bad = [
-                name
-                for group in self.param_groups
-                for name, param in zip(self._names(group), group["params"], strict=True)
-                if param.grad is not None and not bool(torch.isfinite(param.grad).all())
-            ]
+            bad = nonfinite_names(self.param_groups)
             raise FloatingPointError(f"gradients: expected finite values, got inf or NaN in {bad}")
         selection.skipped += 1
         if not self._warned:
@@ -208,13 +199,9 @@ class SelectiveOptimizer(Optimizer):
     def _selective_scalars(self) -> int:
         return sum(param.numel() for param in self._selective_params() if param.requires_grad)
 
-    def _names(self, group: Mapping[str, Any]) -> list[str]:
-        number = next(i for i, other in enumerate(self.param_groups) if other is group)
-        unnamed = [f"param_groups[{number}]['params'][{i}]" for i in range(len(group["params"]))]
-        return list(group.get("param_names", unnamed))
-
     def _make_table(self) -> Table:
-        names = [name for group in self._groups(selective=True) for name in self._names(group)]
+        groups = enumerate(self.param_groups)
+        names = [name for i, group in groups if group["selective"] for name in param_names(group, i)]
         table = Table(self._selective_params(), names)
         devices = {param.device for param in table.params}
         if len(devices) > 1:
@@ -251,9 +238,9 @@ class SelectiveOptimizer(Optimizer):
         self._table = table
         return table
 
-    def _make_schedule(self) -> Tensor:
+    def _make_schedule(self, budget: int | None = None) -> Tensor:
         settings = self._settings
-        budget = resolve_budget(settings.budget, self._selective_scalars())
+        budget = resolve_budget(settings.budget if budget is None else budget, self._selective_scalars())
         return tabulate(settings.schedule, settings.total_steps, budget, static=settings.strategy == "static")
 
     # ------------------------------------------------------------------ checkpoints
@@ -268,9 +255,8 @@ class SelectiveOptimizer(Optimizer):
         """As in torch, with everything about the selection in `["state"]["selective"]`: tensors and primitives."""
         packed = super().state_dict()
         if self._selection is not None and self._table is not None and self._schedule is not None:
-            described = {**self._described(), "budget": int(self._schedule[-1])}
             packed["state"]["selective"] = checkpoint.pack(
-                self._selection, self._table, self._given_names(), described, self._schedule
+                self._selection, self._table, self._given_names(), self._described(), self._schedule
             )
         return packed
 
@@ -284,13 +270,15 @@ class SelectiveOptimizer(Optimizer):
         packed = state.get("selective")
         selection = schedule = table = None
         if packed is not None:
-            table, schedule = self._make_table(), self._make_schedule()
+            checkpoint.check_items(packed, self._described())
+            table = self._make_table()
+            share = isinstance(self._settings.budget, float)  # fixed in the run's first step, so taken from there
+            schedule = self._make_schedule(checkpoint.budget_of(packed) if share else None)
             selection = Selection(table, int(schedule[-1]), self._moments)
-            described = {**self._described(), "budget": int(schedule[-1])}
             dtypes = {name: array.dtype for name, array in selection.arrays.items()}
-            checkpoint.check(packed, table, self._given_names(), described, schedule, dtypes)
+            checkpoint.check_values(packed, table, self._given_names(), schedule, dtypes)
             checkpoint.unpack_(packed, selection)
-        elif state:
+        elif state or not all("selective" in group for group in state_dict["param_groups"]):
             raise ValueError("state_dict: expected the item state['selective'], got none (of another optimizer?)")
         rest = {key: value for key, value in state.items() if key != "selective"}
         super().load_state_dict({**state_dict, "state": rest})

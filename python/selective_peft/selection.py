@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selective_kernels import SparseIndex, Table, gather, gather_bits, gather_grads, merge_
+from selective_kernels import Scan, SparseIndex, Table, gather, gather_bits, merge_
 
 
 class Selection:
@@ -63,19 +63,11 @@ class Selection:
             self.arrays = {name: array.to(table.device) for name, array in self.arrays.items()}
         self._ensure_master(table)
 
-    def insert(
-        self,
-        new: SparseIndex,
-        table: Table,
-        tensors: Sequence[int],
-        grads: Sequence[Tensor],
-        grads_out: Tensor,
-        backend: str,
-    ) -> None:
-        """Adds new entries with fresh state, and their gradients to `grads_out`, which is ordered like the index."""
+    def insert(self, new: SparseIndex, table: Table, running: Scan, grads_out: Tensor, backend: str) -> None:
+        """Adds a scan's new entries with fresh state, and their gradients to `grads_out`, ordered like the index."""
         device = self.index.offsets.device
-        fresh_grads = torch.zeros(new.count, device=device)
-        gather_grads(table, new, tensors, grads, fresh_grads, backend=backend)
+        fresh_grads = torch.empty(new.count, device=device)
+        running.gather(new, fresh_grads)
         chosen = torch.full((new.count,), self.step, dtype=torch.int32, device=device)
         fresh = {"original": gather_bits(table, new, backend=backend), "chosen": chosen}
         if self.master is not None:

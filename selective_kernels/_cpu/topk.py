@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels import _native
+from selective_kernels._cpu.indexing import gather_grads
 from selective_kernels.checks import check_entries
 from selective_kernels.index import SparseIndex
 from selective_kernels.score import Score
@@ -28,14 +29,14 @@ class CpuScan:
             index.offsets.data_ptr(),
             torch.get_num_threads(),
         )
-        self._alive: list[Sequence[Tensor]] = []  # gradients that finalize may read again
+        self._added: list[tuple[Sequence[int], Sequence[Tensor]]] = []  # finalize may read the gradients again
 
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
         checked = self._table.check_grads(tensors, grads)
         if grads_out is not None:
             check_entries(grads_out, torch.float32, self._index.count, "grads_out")
-        self._alive.append(checked)
+        self._added.append((tensors, checked))
         rows = self._table.rows(self._index, tensors, checked)
         self._scan.add(rows, 0 if grads_out is None else grads_out.data_ptr())
 
@@ -51,8 +52,12 @@ class CpuScan:
         offsets = torch.empty(count, dtype=torch.int32)
         self._scan.result(owners.data_ptr(), offsets.data_ptr())
         counts = torch.bincount(owners, minlength=len(self._table)).tolist()
-        self._alive.clear()
-        return SparseIndex(offsets, [0, *accumulate(counts)])
+        return SparseIndex(offsets, [0, *accumulate(counts)], self._table.numels)
+
+    def gather(self, index: SparseIndex, out: Tensor) -> None:
+        """See `Scan.gather`."""
+        for tensors, grads in self._added:
+            gather_grads(self._table, index, tensors, grads, out)
 
     @property
     def threshold(self) -> float:
