@@ -4,20 +4,20 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <optional>
+#include <type_traits>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 #if defined(__SSE2__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
-#include <cfenv>
 #endif
 
 namespace selective {
 
 // Scores need subnormals (C2), but torch.set_flush_denormal and some libraries set FTZ/DAZ in a thread. Saves the
-// thread's floating-point control, clears both and rounding modes, restores it at the end.
+// thread's floating-point control, clears both, rounds to nearest, restores it at the end.
 class IeeeMode {
  public:
 #if defined(__SSE2__)
@@ -59,25 +59,30 @@ void parallel_for(std::int64_t count, int threads, State&& make_state, Work&& wo
   if (count <= 0) return;
   std::exception_ptr failure;
   std::mutex failure_lock;
+  // An exception may not leave a loop that OpenMP shares out, so each piece of work is guarded by itself.
+  const auto guarded = [&](auto&& f) {
+    try {
+      f();
+    } catch (...) {
+      const std::lock_guard<std::mutex> guard(failure_lock);
+      failure = std::current_exception();
+    }
+  };
   const int used = count < threads ? static_cast<int>(count) : threads;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(used) if (used > 1)
 #endif
   {
     const IeeeMode ieee;
-    try {
-      auto state = make_state();
+    std::optional<std::decay_t<decltype(make_state())>> state;
+    guarded([&] { state.emplace(make_state()); });
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1) nowait
 #endif
-      for (std::int64_t i = 0; i < count; ++i) {
-        work(state, i);
-      }
-      finish(state);
-    } catch (...) {
-      const std::lock_guard<std::mutex> guard(failure_lock);
-      failure = std::current_exception();
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (state) guarded([&] { work(*state, i); });
     }
+    if (state) guarded([&] { finish(*state); });
   }
   (void)used;
   if (failure) std::rethrow_exception(failure);
