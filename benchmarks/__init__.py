@@ -1,0 +1,10 @@
+"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`."""
+
+import sys
+from pathlib import Path
+
+# `python -m` puts the repository root first on the path, where the source folder `selective_kernels` would shadow the
+# installed package and its compiled kernels. Submodules of this package are found without it.
+ROOT = Path(__file__).resolve().parent.parent
+if sys.path and Path(sys.path[0] or ".").resolve() == ROOT:
+    del sys.path[0]

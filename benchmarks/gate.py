@@ -1,0 +1,59 @@
+"""No time without a right result: one run of the compiled kernels against the PyTorch reference, on the same shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.rivals import GradSets, at_step
+from benchmarks.shapes import copies
+from selective_kernels.testing import TOLERANCES, raw_bits
+
+
+class Mismatch(Exception):
+    """The kernels and the reference disagree."""
+
+
+def check(base: Sequence[Tensor], grads: GradSets, budget: int, total_steps: int) -> int:
+    """Takes two selecting steps with both backends, to the middle of a run and one beyond; returns the number selected.
+
+    The lists of selected scalars must be the same, the parameters equal to rounding, and every other scalar must keep
+    its bits.
+
+    Raises:
+        Mismatch: they are not.
+    """
+    lists, values = [], []
+    for backend in ("cpu", "reference"):
+        params = copies(base)
+        optimizer = at_step(params, budget, total_steps, total_steps // 2, backend)
+        for number in range(2):
+            for param, grad in zip(params, grads[number % len(grads)], strict=True):
+                param.grad = grad
+            optimizer.step()
+        lists.append([optimizer.selected_indices(param) for param in params])
+        values.append([param.detach() for param in params])
+    wanted = budget * (total_steps // 2 + 1) // total_steps
+    selected = sum(len(each) for each in lists[0])
+    if selected != wanted:
+        raise Mismatch(f"expected {wanted} selected scalars, got {selected}")
+    for i, (kernel, reference) in enumerate(zip(*lists, strict=True)):
+        if not torch.equal(kernel, reference):
+            raise Mismatch(f"tensor {i}: the kernels and the reference select other scalars")
+    for i, (kernel, reference) in enumerate(zip(*values, strict=True)):
+        _compare(i, base[i], kernel, reference, lists[0][i])
+    return selected
+
+
+def _compare(number: int, before: Tensor, kernel: Tensor, reference: Tensor, selected: Tensor) -> None:
+    changed = (raw_bits(kernel) != raw_bits(before)).reshape(-1)
+    changed[selected] = False
+    if bool(changed.any()):
+        raise Mismatch(f"tensor {number}: {int(changed.sum())} scalars changed without being selected")
+    try:
+        tolerance = TOLERANCES[kernel.dtype]
+        torch.testing.assert_close(kernel, reference, rtol=tolerance["rtol"], atol=tolerance["atol"])
+    except AssertionError as error:
+        raise Mismatch(f"tensor {number}: {error}") from error

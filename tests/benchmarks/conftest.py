@@ -1,0 +1,8 @@
+"""Makes the benchmarks importable; their `__init__` takes the repository root off the path again."""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+importlib.import_module("benchmarks")

@@ -1,0 +1,74 @@
+"""Tables, CSV files and shapes of the benchmarks."""
+
+import csv
+
+import pytest
+
+from benchmarks.report import environment, format_bytes, format_table, write_csv
+from benchmarks.shapes import MODELS, total
+
+
+def test_table_is_aligned():
+    table = format_table(("name", "ms"), [("a", "1.25"), ("longer", "10.00")], title="Title")
+    assert table.split("\n") == [
+        "Title",
+        "name       ms",
+        "-------------",
+        "a        1.25",
+        "longer  10.00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (2_270_000, "2.27 MB"),
+        (875_870_000, "875.87 MB"),
+        (4e9, "4.00 GB"),
+    ],
+)
+def test_bytes_are_shown_in_decimal_units(count, text):
+    assert format_bytes(count) == text
+
+
+def test_csv_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "results" / "step.csv"
+    write_csv(path, [{"what": "a, b", "ms": 1}, {"what": "c", "ms": 2}])
+    write_csv(path, [{"what": "d", "ms": 3}])
+    with path.open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"what": "d", "ms": "3"}]
+    assert [each.name for each in path.parent.iterdir()] == ["step.csv"]
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}], [{"a": 1, "b": 1}, {"b": 1, "a": 1}]])
+def test_csv_rows_must_have_the_same_columns(tmp_path, rows):
+    with pytest.raises(ValueError, match="rows: expected one row or more, all with the same columns"):
+        write_csv(tmp_path / "x.csv", rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    class Unprintable:
+        def __str__(self):
+            raise RuntimeError("unprintable")
+
+    path = tmp_path / "x.csv"
+    write_csv(path, [{"a": 1}])
+    with pytest.raises(RuntimeError, match="unprintable"):
+        write_csv(path, [{"a": Unprintable()}])
+    assert path.read_text() == "a\n1\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_environment_says_where_a_number_comes_from():
+    stamp = environment()
+    assert all(stamp[key] for key in ("cpu", "cores", "threads", "isa", "torch", "selective_kernels", "commit", "utc"))
+
+
+def test_shapes_are_those_of_the_published_models():
+    """BERT-base's and MiniLM-L6's encoders with pooler have 109,482,240 and 22,713,216 scalars; add two labels."""
+    assert (len(MODELS["bert-base"]), total(MODELS["bert-base"])) == (201, 109_482_240 + 2 * 768 + 2)
+    assert (len(MODELS["minilm-l6"]), total(MODELS["minilm-l6"])) == (105, 22_713_216 + 2 * 384 + 2)

@@ -1,0 +1,44 @@
+"""Fixtures of the tests of selective_peft."""
+
+import os
+import sys
+from pathlib import Path
+
+# OpenMP reads this when torch loads it: threads that spin while they wait would make these tests, whose tensors are
+# small, many times slower on busy cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+
+from selective_kernels.testing import num_threads
+
+sys.path.insert(0, str(Path(__file__).parent))  # `from harness import ...` under every import mode of pytest
+
+
+@pytest.fixture(params=["cpu", "reference"])
+def backend(request):
+    """The compiled kernels, and plain PyTorch."""
+    return request.param
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16"])
+def dtype(request):
+    """All dtypes that a selective parameter may have (C1)."""
+    return getattr(torch, request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned_memory():
+    """torch.empty gives NaN or the largest integer, so that what nobody writes cannot look right."""
+    torch.use_deterministic_algorithms(True)  # fills uninitialized memory
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread: these tensors are small, and a test of its own shows that more threads give the same bits (C4)."""
+    with num_threads(1):
+        yield
