@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,21 +38,26 @@ def check_param(param: Tensor, name: str) -> None:
         )
 
 
-def check_grad(grad: Tensor, param: Tensor, name: str) -> Tensor:
-    """Returns the gradient, copied if it is not contiguous.
+def check_grad_form(grad: Tensor, param: Tensor, name: str) -> None:
+    """Checks that a gradient is of its parameter's kind.
 
     Raises:
         TypeError: another dtype than the parameter's (torch allows that through `grad_dtype`).
-        ValueError: sparse, on another device, or of another size.
+        ValueError: sparse, on another device, or of another shape.
     """
     if grad.dtype is not param.dtype:
         raise TypeError(f"{name}: expected a gradient of dtype {param.dtype} as its parameter, got {grad.dtype}")
     if grad.layout is not torch.strided:
         raise ValueError(f"{name}: expected a dense (strided) gradient, got layout {grad.layout}")
-    if grad.numel() != param.numel():
+    if grad.shape != param.shape:
         raise ValueError(f"{name}: expected a gradient of shape {tuple(param.shape)}, got {tuple(grad.shape)}")
     if grad.device != param.device:
         raise ValueError(f"{name}: expected a gradient on {param.device}, got {grad.device}")
+
+
+def check_grad(grad: Tensor, param: Tensor, name: str) -> Tensor:
+    """Returns the gradient, copied if it is not contiguous; for the errors see `check_grad_form`."""
+    check_grad_form(grad, param, name)
     return grad if grad.is_contiguous() else grad.contiguous()
 
 
@@ -73,6 +80,20 @@ def check_score(score: Score) -> None:
         power = float("inf")
     if not SMALLEST_NORMAL <= power <= LARGEST:
         raise ValueError(f"eps: expected eps^exp to be a normal float32, got {score.eps}^{score.exponent} = {power}")
+
+
+def check_numbers(tensors: Sequence[int], n_tensors: int) -> None:
+    """Raises ValueError unless `tensors` are ascending distinct numbers of tensors."""
+    numbers = list(tensors)
+    if numbers != sorted(set(numbers)) or (numbers and (numbers[0] < 0 or numbers[-1] >= n_tensors)):
+        raise ValueError(f"tensors: expected ascending distinct numbers below {n_tensors}, got {numbers}")
+
+
+def check_added_once(tensors: Sequence[int], added: Collection[int]) -> None:
+    """Raises ValueError if a scan has read one of the tensors before: it would be selected from twice."""
+    twice = sorted(number for number in tensors if number in added)
+    if twice:
+        raise ValueError(f"tensors: expected each tensor once per scan, got {twice} again")
 
 
 def check_k(k: int) -> None:

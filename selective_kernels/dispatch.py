@@ -111,7 +111,7 @@ def explain() -> str:
     for device in ("cpu", "other"):
         try:
             chosen = resolve(device)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             chosen = f"none ({str(error).splitlines()[0]})"
         lines.extend(f"{device} tensors: {op} -> {chosen}" for op in MODULE_OF)
     return "\n".join(lines)

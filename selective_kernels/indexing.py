@@ -50,6 +50,7 @@ def gather_grads(
     Returns:
         Whether all of them are finite.
     """
+    check_index(index, table.numels)
     check_entries(out, torch.float32, index.count, "out")
     checked = table.check_grads(tensors, grads)
     finite = dispatch.implementation("gather_grads", table.device, backend)(table, index, tensors, checked, out)

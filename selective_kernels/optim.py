@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels import dispatch
-from selective_kernels.checks import check_entries, check_index
+from selective_kernels.checks import check_entries, check_index, check_numbers
 from selective_kernels.index import SparseIndex
 from selective_kernels.table import Table
 
@@ -74,10 +74,17 @@ class Update:
     clip: float = 1.0
 
 
-def check_update(update: Update, arrays: Mapping[str, Tensor | None]) -> None:
-    """Raises TypeError or ValueError if an array is of another dtype or too short, or a master copy is missing."""
-    count = update.index.count
+def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: int) -> None:
+    """Raises TypeError or ValueError if anything is of another dtype, length or range than `Update` says."""
+    count, n_tensors = update.index.count, len(update.table)
     check_index(update.index, update.table.numels)
+    check_numbers(update.tensors, n_tensors)
+    if len(update.group_of) != n_tensors or not all(0 <= group < n_groups for group in update.group_of):
+        raise ValueError(f"group_of: expected {n_tensors} numbers below {n_groups}, got {list(update.group_of)}")
+    if len(update.steps) != n_tensors or any(update.steps[i] < 1 for i in update.tensors):
+        raise ValueError(
+            f"steps: expected {n_tensors} numbers, at least 1 for the tensors with a gradient, got {list(update.steps)}"
+        )
     for name, array in {"grads": update.grads, "master": update.master, **arrays}.items():
         if array is not None:
             check_entries(array, torch.float32, count, name)
@@ -98,7 +105,7 @@ def adam_(
         groups: hyper-parameters by group number.
         backend: "auto", "cpu" or "reference".
     """
-    check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
+    check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
     dispatch.implementation("adam_", update.table.device, backend)(update, exp_avg, exp_avg_sq, groups)
 
 
@@ -111,7 +118,7 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
         groups: hyper-parameters by group number.
         backend: "auto", "cpu" or "reference".
     """
-    check_update(update, {"momentum_buffer": momentum_buffer})
+    check_update(update, {"momentum_buffer": momentum_buffer}, len(groups))
     if momentum_buffer is None and any(group.momentum for group in groups):
         raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")
     dispatch.implementation("sgd_", update.table.device, backend)(update, momentum_buffer, groups)
@@ -121,6 +128,8 @@ def square_sum(
     table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor, *, backend: str = "auto"
 ) -> float:
     """Sum of squares of the selected gradients of some tensors, in float64 over blocks of 4096 in index order."""
+    check_index(index, table.numels)
+    check_numbers(tensors, len(table))
     check_entries(grads, torch.float32, index.count, "grads")
     return float(dispatch.implementation("square_sum", table.device, backend)(table, index, tensors, grads))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selective_kernels.checks import check_grad, check_param
+from selective_kernels.checks import check_grad, check_numbers, check_param
 from selective_kernels.index import SparseIndex
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -50,7 +50,10 @@ class Table:
         return self.params[0].device if self.params else torch.device("cpu")
 
     def check_grads(self, tensors: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of the tensors numbered `tensors`, contiguous; see `checks.check_grad` for the errors."""
+        """The gradients of the tensors numbered `tensors`, contiguous; for the errors see `checks`."""
+        check_numbers(tensors, len(self.params))
+        if len(grads) != len(tensors):
+            raise ValueError(f"grads: expected {len(tensors)} gradients, one per tensor, got {len(grads)}")
         return [check_grad(grad, self.params[i], self.names[i]) for i, grad in zip(tensors, grads, strict=True)]
 
     def rows(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels import dispatch
-from selective_kernels.checks import check_index, check_k, check_score
+from selective_kernels.checks import check_added_once, check_index, check_k, check_score
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads_ref
 from selective_kernels.score import Score, score_ref
@@ -94,6 +94,8 @@ def topk(
 
     Selectable: not in `index`, score finite and > 0. A tensor whose gradient is None scores nothing.
     """
+    if len(grads) != len(params):
+        raise ValueError(f"grads: expected {len(params)} gradients or None, one per tensor, got {len(grads)}")
     index = SparseIndex.empty(len(params)) if index is None else index
     running = scan(params, index, k, score, hint=hint, backend=backend)
     running.add([i for i, grad in enumerate(grads) if grad is not None], [g for g in grads if g is not None])
@@ -112,6 +114,7 @@ class ReferenceScan:
 
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
+        check_added_once(tensors, self._grads)
         checked = self._table.check_grads(tensors, grads)
         self.passes += 1
         self.nonfinite |= any(not bool(torch.isfinite(grad).all()) for grad in checked)

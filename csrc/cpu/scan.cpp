@@ -86,6 +86,7 @@ Scan::Scan(const Score& score, std::int64_t k, float hint, const std::int32_t* o
     : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k, 16384) {}
 
 void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
+  const IeeeMode ieee;  // thresholds may be subnormal
   std::vector<Row> set(rows, rows + n);
   std::int64_t numel = 0;
   for (const Row& row : set) numel += row.numel;
@@ -98,8 +99,8 @@ void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
   sets_.push_back({std::move(set), threshold});
 }
 
-// The r-th best score of a deterministic sample of lines, one at a random place in each stretch of `stride`, r set six standard deviations above what k of all entries
-// would give. It leaves selected entries out, or it would lie too high.
+// The r-th best score of a deterministic sample of lines, one at a random place in each stretch of `stride`; r lies six
+// standard deviations above what k of all entries would give. Selected entries are left out, or it would lie too high.
 float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
   const Units lines(rows, kLine);
   const std::int64_t stride = std::max(kLeastStride, lines.count() / kMostSamples);
@@ -187,6 +188,7 @@ void Scan::read(const std::vector<Row>& rows, float threshold, float upper, floa
 
 std::int64_t Scan::finalize() {
   if (k_ == 0) return 0;
+  const IeeeMode ieee;
   // Whatever a threshold let through is complete above it. What may be missing lies between the k-th best so far (or
   // zero, if there are fewer) and the threshold: read that again.
   pool_.compact();

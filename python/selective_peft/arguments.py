@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,21 +117,38 @@ def check_betas(betas: tuple[float, float]) -> None:
         raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
 
 
-def check_group_params(group: Mapping[str, Any], seen: Mapping[int, str], label: str) -> None:
+def listed(param_group: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a parameter group in which "params" is a list, whatever iterable it was.
+
+    Raises:
+        TypeError: not a dict, or "params" is not an ordered iterable.
+        ValueError: there is no "params".
+    """
+    if not isinstance(param_group, dict):
+        raise TypeError(f"param_group: expected a dict, got {type(param_group).__name__}")
+    if "params" not in param_group:
+        raise ValueError(f"param_group: expected the item 'params', got {sorted(param_group)}")
+    params = param_group["params"]
+    if isinstance(params, (set, frozenset)) or not isinstance(params, Iterable):
+        raise TypeError(f"params: expected an ordered iterable of parameters, got {type(params).__name__}")
+    return {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
+
+
+def check_group_params(group: Mapping[str, Any], seen: Collection[int], label: str) -> None:
     """Checks a new parameter group: no parameter twice, and tensors that the kernels can address.
 
     Args:
-        group: with "params" as a list, and "param_names" if the parameters came with names.
-        seen: names by id of the parameters of earlier groups.
+        group: with "params" as a list of parameters or of pairs (name, parameter).
+        seen: ids of the parameters of earlier groups.
         label: how to name an unnamed parameter.
     """
     if not isinstance(group["selective"], bool):
         raise TypeError(f"selective: expected True or False, got {group['selective']!r}")
-    mine: dict[int, str] = {}
-    for i, param in enumerate(group["params"]):
-        name = group["param_names"][i] if "param_names" in group else f"{label}[{i}]"
+    mine: set[int] = set()
+    for i, item in enumerate(group["params"]):
+        name, param = item if isinstance(item, tuple) and len(item) == 2 else (f"{label}[{i}]", item)
         if id(param) in mine or id(param) in seen:
             raise ValueError(f"params: expected each parameter once, got {name} twice")
-        mine[id(param)] = name
+        mine.add(id(param))
         if group["selective"]:
-            check_param(param, name)
+            check_param(param, str(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,33 @@ def _vector(packed: Mapping[str, Any], name: str, dtype: torch.dtype, length: in
     if length is not None and len(value) != length:
         raise ValueError(f"state_dict: {name}: expected {length} items, got {len(value)} (truncated?)")
     return value
+
+
+def check_halves(state_dict: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the item, unless "state" and "param_groups" are there."""
+    for half in ("state", "param_groups"):
+        if half not in state_dict:
+            raise ValueError(f"state_dict: expected the item {half!r}, which is missing (truncated?)")
+
+
+def check_groups(saved: Sequence[Any], groups: Sequence[Mapping[str, Any]], options: Collection[str]) -> None:
+    """Raises ValueError, naming the item, unless packed groups are like this optimizer's.
+
+    Args:
+        saved: the "param_groups" of a state dict.
+        groups: this optimizer's groups.
+        options: names of hyper-parameters; a packed group must have those that its counterpart has.
+    """
+    _equal("number of param_groups", len(groups), len(saved))
+    for i, (theirs, mine) in enumerate(zip(saved, groups, strict=True)):
+        missing = sorted({"params", *options} & set(mine) - set(theirs))
+        if missing:
+            raise ValueError(
+                f"state_dict: param_groups[{i}]: expected the items {missing}, which are missing (truncated, or of "
+                "another optimizer?)"
+            )
+        _equal(f"number of parameters in param_groups[{i}]", len(mine["params"]), len(theirs["params"]))
+        _equal(f"param_groups[{i}]['selective']", mine["selective"], theirs["selective"])
 
 
 def check_items(packed: Mapping[str, Any], described: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 FUSED_DEVICES = ("cpu", "cuda")
+ADAM_STATE = ("step", "original", "exp_avg", "exp_avg_sq")
+SGD_STATE = ("step", "original")  # and momentum_buffer, if there is momentum
 State = Mapping[Tensor, dict[str, Any]]
 
 
@@ -53,7 +55,11 @@ def dense_adam_(params: Sequence[Tensor], group: Mapping[str, Any], state: State
 
 
 def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State) -> None:
-    """torch's SGD on parameters that have a gradient; keeps their first values."""
+    """torch's SGD on parameters that have a gradient; keeps their first values.
+
+    Not fused: torch 2.13's fused CPU kernel gives wrong results for 16-bit parameters, and for parameters of which some
+    have no momentum buffer yet.
+    """
     _prepare(params, state, ())
     buffers = [state[param].get("momentum_buffer") for param in params]
     sgd(
@@ -61,7 +67,7 @@ def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State)
         [param.grad for param in params if param.grad is not None],
         buffers,
         foreach=False,
-        fused=_fused(params),
+        fused=False,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],
         lr=float(group["lr"]),
@@ -73,3 +79,31 @@ def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State)
         state[param]["step"] += 1
         if group["momentum"]:
             state[param]["momentum_buffer"] = buffer
+
+
+def check_dense_state(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], required: Sequence[str]
+) -> None:
+    """Raises ValueError, naming the item, if a packed per-parameter state does not fit the groups that it is for.
+
+    Args:
+        state_dict: what passed `checkpoint.check_halves` and `check_groups`.
+        groups: this optimizer's groups.
+        required: what each parameter with state must have.
+    """
+    for saved, group in zip(state_dict["param_groups"], groups, strict=True):
+        if group["selective"]:
+            continue
+        for key, param in zip(saved["params"], group["params"], strict=True):
+            given = state_dict["state"].get(key)
+            if not given:
+                continue  # it never had a gradient
+            missing = [name for name in required if not isinstance(given.get(name), Tensor)]
+            if missing:
+                raise ValueError(f"state_dict: state[{key}]: expected the tensors {missing}, which are missing")
+            for name, value in given.items():
+                if isinstance(value, Tensor) and name != "step" and value.shape != param.shape:
+                    raise ValueError(
+                        f"state_dict: state[{key}][{name!r}]: expected shape {tuple(param.shape)}, got "
+                        f"{tuple(value.shape)}"
+                    )

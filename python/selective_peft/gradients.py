@@ -6,19 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-
-def check_dense_grads(params: Sequence[Tensor]) -> bool:
-    """Whether the gradients of whole-trained parameters are finite.
-
-    Raises:
-        ValueError: a gradient is sparse.
-    """
-    for param in params:
-        if param.grad is not None and param.grad.layout is not torch.strided:
-            raise ValueError(f"gradient: expected a dense (strided) gradient, got layout {param.grad.layout}")
-    return all(bool(torch.isfinite(param.grad).all()) for param in params if param.grad is not None)
+from selective_kernels.checks import check_grad_form
 
 
 def param_names(group: Mapping[str, Any], number: int) -> list[str]:
@@ -35,3 +24,21 @@ def nonfinite_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, param in zip(param_names(group, number), group["params"], strict=True)
         if param.grad is not None and not bool(torch.isfinite(param.grad).all())
     ]
+
+
+def check_dense_grads(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the gradients of the groups with selective=False are finite.
+
+    Raises:
+        TypeError, ValueError: a gradient of another dtype, layout, shape or device than its parameter.
+    """
+    found = [
+        (name, param, param.grad)
+        for number, group in enumerate(groups)
+        if not group["selective"]
+        for name, param in zip(param_names(group, number), group["params"], strict=True)
+        if param.grad is not None
+    ]
+    for name, param, grad in found:
+        check_grad_form(grad, param, name)
+    return all(bool(torch.isfinite(grad).all()) for _, _, grad in found)

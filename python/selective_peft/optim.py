@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selective_kernels import AdamGroup, SgdGroup, Update, adam_, sgd_
 from selective_peft.arguments import Settings, check_betas, check_non_negative, refuse_unsupported
-from selective_peft.dense import dense_adam_, dense_sgd_
+from selective_peft.dense import ADAM_STATE, SGD_STATE, dense_adam_, dense_sgd_
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.schedules import Schedule
 from selective_peft.scores import D3
@@ -28,6 +28,7 @@ class SelectiveAdam(SelectiveOptimizer):
     """Adam on the selected scalars; weight decay goes into their gradients. Arguments as in `SelectiveAdamW`."""
 
     _moments = ("exp_avg", "exp_avg_sq")
+    _dense_state = ADAM_STATE
     _decoupled = False
 
     def __init__(
@@ -139,6 +140,7 @@ class SelectiveSGD(SelectiveOptimizer):
     """
 
     _moments = ("momentum_buffer",)
+    _dense_state = SGD_STATE
 
     def __init__(
         self,

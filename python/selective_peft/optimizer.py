@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from selective_kernels import SparseIndex, Table, Update, gather_grads, scan, square_sum
 from selective_kernels.optim import Ages
 from selective_peft import checkpoint
-from selective_peft.arguments import Settings, check_group_params, resolve_budget
+from selective_peft.arguments import Settings, check_group_params, listed, resolve_budget
+from selective_peft.dense import check_dense_state
 from selective_peft.gradients import check_dense_grads, nonfinite_names, param_names
 from selective_peft.schedules import quota, tabulate
 from selective_peft.selection import Selection
@@ -31,6 +32,7 @@ class SelectiveOptimizer(Optimizer):
     """A torch optimizer that selects scalars step by step and updates only those; see `SelectiveAdamW`."""
 
     _moments: tuple[str, ...] = ()  # names of the per-entry float32 state
+    _dense_state: tuple[str, ...] = ()  # names of what each parameter of a group with selective=False must have
 
     def __init__(self, params: Any, defaults: dict[str, Any], settings: Settings) -> None:
         self._settings = settings
@@ -59,17 +61,12 @@ class SelectiveOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: a parameter twice, or one that cannot be selected from; see `checks.check_param`.
         """
-        if isinstance(param_group, dict) and isinstance(param_group.get("params"), (list, tuple, Tensor)):
-            listed = param_group["params"]
-            listed = [listed] if isinstance(listed, Tensor) else list(listed)
-            group = {**self.defaults, **param_group}
-            group["params"] = [item[1] if isinstance(item, tuple) else item for item in listed]
-            if listed and isinstance(listed[0], tuple):
-                group["param_names"] = [str(item[0]) for item in listed]
-            seen = {id(param): "" for other in self.param_groups for param in other["params"]}
-            check_group_params(group, seen, f"params of group {len(self.param_groups)}")
-            self._check_group(group)
-        super().add_param_group(param_group)
+        group = listed(param_group)
+        with_defaults = {**self.defaults, **group}
+        seen = {id(param) for other in self.param_groups for param in other["params"]}
+        check_group_params(with_defaults, seen, f"params of group {len(self.param_groups)}")
+        self._check_group(with_defaults)
+        super().add_param_group(group)
 
     # ------------------------------------------------------------------ what was selected
 
@@ -119,7 +116,7 @@ class SelectiveOptimizer(Optimizer):
         tensors = [i for i, param in enumerate(table.params) if param.grad is not None]
         if not tensors and not any(dense):
             return loss
-        selected_grads = self._select(table, selection, tensors, [param for params in dense for param in params])
+        selected_grads = self._select(table, selection, tensors)
         if selected_grads is None:
             return loss
         per_entry = self._settings.bias_correction == "per_entry"
@@ -146,16 +143,14 @@ class SelectiveOptimizer(Optimizer):
         selection.step += 1
         return loss
 
-    def _select(
-        self, table: Table, selection: Selection, tensors: Sequence[int], dense: Sequence[Tensor]
-    ) -> Tensor | None:
+    def _select(self, table: Table, selection: Selection, tensors: Sequence[int]) -> Tensor | None:
         """Reads the gradients, adds this step's entries; returns the selected gradients, None to skip the step."""
         assert self._schedule is not None
         settings = self._settings
         wanted = quota(self._schedule, selection.step, selection.count, settings.select_every)
         grads = [param.grad for param in table.params if param.grad is not None]
         selected_grads = torch.empty(selection.count + wanted, device=table.device)
-        finite = check_dense_grads(dense)
+        finite = check_dense_grads(self.param_groups)
         if wanted and tensors:
             running = scan(table, selection.index, wanted, settings.score.kernel_score(), backend=settings.backend)
             running.add(tensors, grads, selected_grads)
@@ -255,6 +250,8 @@ class SelectiveOptimizer(Optimizer):
         """As in torch, with everything about the selection in `["state"]["selective"]`: tensors and primitives."""
         packed = super().state_dict()
         if self._selection is not None and self._table is not None and self._schedule is not None:
+            if len(self._selective_params()) > len(self._table):  # groups were added since the last step
+                self._rebind()
             packed["state"]["selective"] = checkpoint.pack(
                 self._selection, self._table, self._given_names(), self._described(), self._schedule
             )
@@ -266,6 +263,7 @@ class SelectiveOptimizer(Optimizer):
         Raises:
             ValueError: it is of another model, budget, setting or version, or damaged; nothing is changed then.
         """
+        checkpoint.check_halves(state_dict)
         state = state_dict["state"]
         packed = state.get("selective")
         selection = schedule = table = None
@@ -278,8 +276,10 @@ class SelectiveOptimizer(Optimizer):
             dtypes = {name: array.dtype for name, array in selection.arrays.items()}
             checkpoint.check_values(packed, table, self._given_names(), schedule, dtypes)
             checkpoint.unpack_(packed, selection)
-        elif state or not all("selective" in group for group in state_dict["param_groups"]):
-            raise ValueError("state_dict: expected the item state['selective'], got none (of another optimizer?)")
+        elif state:
+            raise ValueError("state_dict: expected the item state['selective'], which is missing (truncated?)")
+        checkpoint.check_groups(state_dict["param_groups"], self.param_groups, self.defaults)
+        check_dense_state(state_dict, self.param_groups, self._dense_state)
         rest = {key: value for key, value in state.items() if key != "selective"}
         super().load_state_dict({**state_dict, "state": rest})
         self._table, self._schedule, self._selection = table, schedule, selection

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selective_kernels import _native
 from selective_kernels._cpu.indexing import gather_grads
-from selective_kernels.checks import check_entries
+from selective_kernels.checks import check_added_once, check_entries
 from selective_kernels.index import SparseIndex
 from selective_kernels.score import Score
 from selective_kernels.table import Table
@@ -30,13 +30,16 @@ class CpuScan:
             torch.get_num_threads(),
         )
         self._added: list[tuple[Sequence[int], Sequence[Tensor]]] = []  # finalize may read the gradients again
+        self._numbers: set[int] = set()
 
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
+        check_added_once(tensors, self._numbers)
         checked = self._table.check_grads(tensors, grads)
         if grads_out is not None:
             check_entries(grads_out, torch.float32, self._index.count, "grads_out")
         self._added.append((tensors, checked))
+        self._numbers.update(tensors)
         rows = self._table.rows(self._index, tensors, checked)
         self._scan.add(rows, 0 if grads_out is None else grads_out.data_ptr())
 

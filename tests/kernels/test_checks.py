@@ -90,12 +90,13 @@ UPDATES = [  # (change of the update, lengths of the moments, error, message) fo
         "ages.chosen: expected a contiguous vector ...",
     ),
     ({"ages": Ages(torch.zeros(3), {}, 0)}, (3, 3), TypeError, "ages.chosen: expected dtype torch.int32, got ..."),
-    (
-        {"group_of": [0, 7]},
-        (3, 3),
-        ValueError,
-        "group_of: expected ..., got ...",
-    ),  # else memory behind the groups is read
+    # Else memory behind the groups, the steps or the tensors is read.
+    ({"group_of": [0, 7]}, (3, 3), ValueError, "group_of: expected 2 numbers below 1, got [0, 7]"),
+    ({"group_of": [0]}, (3, 3), ValueError, "group_of: expected 2 numbers below 1, got [0]"),
+    ({"steps": [1]}, (3, 3), ValueError, "steps: expected 2 numbers, ..., got [1]"),
+    ({"steps": [0, 1]}, (3, 3), ValueError, "steps: expected 2 numbers, at least 1 for ..., got [0, 1]"),
+    ({"tensors": [1, 0]}, (3, 3), ValueError, "tensors: expected ascending distinct numbers below 2, got [1, 0]"),
+    ({"tensors": [0, 2]}, (3, 3), ValueError, "tensors: expected ascending distinct numbers below 2, got [0, 2]"),
 ]
 
 MERGES = [  # (room of the index, second array, its new values, error, message), three entries and three new ones
@@ -124,13 +125,13 @@ def three_entries():
     return SparseIndex.from_lists([[1, 5], [2]])
 
 
-def update_of(tensors, index, grads, **changes):
-    values = {"master": None, "group_of": [0, 0], "steps": [1, 1], **changes}
-    return Update(Table(tensors), index, [0, 1], grads, **values)
+def update_of(table, index, grads, **changes):
+    values = {"tensors": [0, 1], "master": None, "group_of": [0, 0], "steps": [1, 1], **changes}
+    return Update(Table(table), index, grads=grads, **values)
 
 
-def call_adam(tensors, index, grads, lengths=(9, 9), **changes):
-    update = update_of(tensors, index, grads, **changes)
+def call_adam(table, index, grads, lengths=(9, 9), **changes):
+    update = update_of(table, index, grads, **changes)
     adam_(update, *map(torch.zeros, lengths), [AdamGroup(1.0, 0.9, 0.9, 1.0)])
 
 
@@ -147,7 +148,7 @@ OPERATIONS = {
     "square_sum": ("grads", torch.float32, lambda t, i, a: square_sum(Table(t), i, [0, 1], a)),
 }
 # gather_grads and square_sum take a table and an index that belong together, from a caller that has checked them.
-CHECK_INDEX = [name for name in OPERATIONS if name not in ("gather_grads", "square_sum")]
+CHECK_INDEX = list(OPERATIONS)
 CHECK_ENTRIES = [name for name, (argument, _, _) in OPERATIONS.items() if argument is not None]
 
 
@@ -206,6 +207,17 @@ def test_c14_tensors_are_numbered_in_ascending_order(backend, order):
     tensors = [torch.ones(4), torch.ones(4)]
     with raises(ValueError, "tensors: expected ..., got ..."):
         scan(tensors, SparseIndex.empty(2), 1, D3, backend=backend).add(order, tensors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_c14_a_tensor_is_scanned_once(backend):
+    tensors = [torch.ones(4), torch.ones(4), torch.ones(4)]
+    running = scan(tensors, SparseIndex.empty(3), 9, D3, backend=backend)
+    running.add([1], tensors[1:2])
+    with raises(ValueError, "tensors: expected each tensor once per scan, got [1] again"):
+        running.add([0, 1], tensors[:2])
+    running.add([0], tensors[:1])
+    assert running.finalize().starts == [0, 4, 8, 8]
 
 
 @pytest.mark.parametrize(("bad", "message"), INDICES)

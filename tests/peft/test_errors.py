@@ -156,6 +156,24 @@ def test_a_parameter_twice_is_refused(way):
         SelectiveAdamW(WAYS[way]([param, Parameter(torch.ones(3)), param]), **GOOD)
 
 
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        ([Parameter(torch.ones(4))], TypeError, "param_group: expected a dict, got list"),
+        ({"lr": 1.0}, ValueError, r"param_group: expected the item 'params', got \['lr'\]"),
+        ({"params": {Parameter(torch.ones(4))}}, TypeError, "params: expected an ordered iterable.*, got set"),
+        ({"params": 3}, TypeError, "params: expected an ordered iterable.*, got int"),
+    ],
+    ids=["list", "nothing", "set", "number"],
+)
+def test_a_group_that_is_none_is_refused(group, error, message):
+    """C14, C1: a set has no order, so that the same program would select other entries."""
+    opt = SelectiveAdamW([Parameter(torch.ones(12))], **GOOD)
+    with pytest.raises(error, match=message):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 1
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("group")])
 @pytest.mark.parametrize("is_selective", [True, False])
 def test_a_parameter_in_two_groups_is_refused(is_selective, way):

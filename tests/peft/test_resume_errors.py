@@ -108,9 +108,9 @@ def test_a_state_of_torch_is_refused():
     """C11: torch's own AdamW over the same parameters."""
     params = make_params(SHAPES, torch.bfloat16)
     opt = torch.optim.AdamW([{"params": params[:-1]}, {"params": params[-1:]}])
-    assert_refused(opt.state_dict(), r"state_dict: expected .*selective")
+    assert_refused(opt.state_dict(), r"state_dict: .*expected .*selective")
     train(opt, params, 0, 1)
-    assert_refused(opt.state_dict(), r"state_dict: expected .*selective")
+    assert_refused(opt.state_dict(), r"state_dict: .*expected .*selective")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
@@ -219,6 +219,12 @@ def test_another_number_of_groups_is_refused(state):
     """C11: torch checks that too, and before anything is overwritten."""
     state["param_groups"].pop()
     assert_refused(state, "param(eter)?.?groups")
+
+
+def test_groups_with_their_sides_exchanged_are_refused(state):
+    """C11, C13: torch takes options from the state; this one decides what the budget is spent on."""
+    state["param_groups"][1]["selective"] = True
+    assert_refused(state, r"param_groups\[1\]\['selective'\]: expected False, got True")
 
 
 def test_names_are_compared_only_if_both_have_them(state):
