@@ -27,9 +27,9 @@ bench: build
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.memory
 
-# The CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own.
+# The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, on kernels built for that in build/sanitize.
 sanitize: build
-	$(PYTHON) tests/sanitize.py $(BIN)/python
+	$(BIN)/python tests/sanitize.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -42,5 +42,5 @@ $(VENV)/torch: Makefile
 
 $(VENV)/built: $(VENV)/torch $(SOURCES)
 	rm -rf build/lib*  # or files deleted from the source would still be packed
-	$(BIN)/pip install --quiet '.[demo,test,lint]'
+	$(BIN)/pip install --quiet --no-warn-conflicts '.[demo,test,lint]'
 	touch $@

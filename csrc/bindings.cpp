@@ -79,6 +79,11 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("isa", [] { return std::string(kernels().isa); });
   m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
   m.def("has_openmp", &has_openmp);
+#if defined(SELECTIVE_SANITIZED)
+  m.def("sanitized", [] { return true; });
+#else
+  m.def("sanitized", [] { return false; });
+#endif
 
   py::class_<Scan>(m, "Scan")
       .def(py::init([](double exponent, float eps, std::int64_t k, float hint, Address offsets, int threads) {

@@ -1,0 +1,61 @@
+"""Runs the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`.
+
+The instrumented kernels are built and installed into build/sanitize, which goes before the installed package on the
+path; the sanitizer's runtime has to be loaded before Python's own libraries. Arguments go to pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "build" / "sanitize"
+OPTIONS = {
+    # Python and torch keep memory until the process ends.
+    "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:strict_string_checks=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    "PYTHONMALLOC": "malloc",  # or a write past an object's end stays inside Python's own arena
+}
+
+
+def runtime() -> str:
+    """Path of the compiler's AddressSanitizer runtime.
+
+    Raises:
+        SystemExit: the compiler does not have it as a shared library.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    command = (compiler, "-print-file-name=libasan.so")
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(found).is_absolute():
+        raise SystemExit(f"{compiler} has no libasan.so: install GCC's libasan, or name a GCC in CXX")
+    return str(Path(found).resolve())
+
+
+def build() -> None:
+    """Installs the package with instrumented kernels into SITE, which holds nothing else."""
+    command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(SITE), ".")
+    environment = {**os.environ, "SKBUILD_CMAKE_DEFINE": "SELECTIVE_KERNELS_SANITIZE=ON"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
+def run(arguments: list[str]) -> int:
+    """pytest's exit code."""
+    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": runtime(), "PYTHONPATH": str(SITE)}
+    probe = (
+        "from selective_kernels import _native; m = _native.cpu(); "
+        f"assert m.sanitized(), m; assert m.__file__.startswith({str(SITE)!r}), m.__file__"
+    )
+    subprocess.run((sys.executable, "-c", probe), cwd="/", env=environment, check=True)
+    # `python -m pytest` would put the source folder, which has no compiled kernels, first on the path.
+    pytest = str(Path(sys.executable).with_name("pytest"))
+    command = (pytest, "-p", "no:cacheprovider", *(arguments or ["-q", "tests/kernels"]))
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    build()
+    raise SystemExit(run(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""The tree keeps its shape: imports point one way, files stay small, nothing is left out of a build."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = sorted((ROOT / "selective_kernels").rglob("*.py"))
+PEFT = sorted((ROOT / "python" / "selective_peft").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp"))
+LONGEST = 300  # lines; a file past that is two ideas
+STANDARD = {"__future__", "array", "collections", "dataclasses", "functools", "importlib", "itertools", "math", "os"}
+STANDARD |= {"contextlib", "typing", "warnings", "abc"}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}: relative import"
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=relative)
+def test_kernels_import_torch_only(path):
+    assert imported(path) <= STANDARD | {"torch", "selective_kernels"}
+
+
+@pytest.mark.parametrize("path", PEFT, ids=relative)
+def test_optimizers_import_torch_and_kernels_only(path):
+    assert imported(path) <= STANDARD | {"torch", "selective_kernels", "selective_peft"}
+
+
+def test_native_code_includes_no_torch():
+    for path in NATIVE:
+        includes = re.findall(r"#include\s+[<\"]([^>\"]+)", path.read_text(encoding="utf-8"))
+        assert not [name for name in includes if re.match(r"(torch|ATen|c10)/", name)], relative(path)
+
+
+def test_cpu_kernels_know_python_in_the_bindings_only():
+    for path in NATIVE:
+        uses = re.search(r"pybind11|Python\.h", path.read_text(encoding="utf-8"))
+        assert bool(uses) == (path.name == "bindings.cpp"), relative(path)
+
+
+@pytest.mark.parametrize("path", [*KERNELS, *PEFT, *BENCHMARKS, *TESTS, *NATIVE], ids=relative)
+def test_files_stay_small(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST, f"{lines} lines"
+
+
+def test_every_native_source_is_built():
+    """CMake holds the only list of sources; one that it lacks would not be missed by the compiler."""
+    cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    for path in NATIVE:
+        if path.suffix == ".cpp":
+            assert re.search(rf"\b{path.stem}\b", cmake), relative(path)
+
+
+def test_every_package_is_installed():
+    """A folder that pyproject.toml does not list would work in a checkout and be missing from the wheel."""
+    line = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert line
+    listed = set(re.findall(r'"([^"]+)"', line[1]))
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in KERNELS}
+    found |= {".".join(path.parent.relative_to(ROOT / "python").parts) for path in PEFT}
+    assert listed == found
+
+
+def test_no_pickle_and_no_network():
+    """Nothing here may run code from a file or reach out at run time."""
+    for path in [*KERNELS, *PEFT]:
+        assert not imported(path) & {"pickle", "urllib", "requests", "socket", "http"}, relative(path)
+        assert "torch.load" not in path.read_text(encoding="utf-8"), relative(path)
