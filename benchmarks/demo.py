@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: everything is read from local files
 
 import torch
 
 from benchmarks import training
-from benchmarks.report import format_bytes, format_table
+from benchmarks.report import environment, format_bytes, format_table, write_csv
 from benchmarks.reviews import MissingData, load, majority, split_by_movie
 from benchmarks.training import METHODS, Method, Outcome
 from selective_kernels import dispatch
@@ -32,8 +36,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=_positive, default=113_000, help="scalars to train besides the classifier")
     parser.add_argument("--lr", type=float, help="learning rate; default 1e-3, full fine-tuning 5e-5")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=_positive, default=1, help="runs of each method, from --seed upwards")
     parser.add_argument("--batch-size", type=_positive, default=32)
     parser.add_argument("--max-length", type=_positive, default=64, help="tokens of a review")
+    parser.add_argument("--csv", type=Path, help="write the final table here")
     return parser.parse_args(given)
 
 
@@ -48,30 +54,54 @@ def methods(options: argparse.Namespace) -> list[Method]:
     """What to run."""
     if not options.all:
         return [Method(options.method, options.select_every)]
-    return [Method("id3", 1), Method("id3", 15), Method("d3-static", 1), Method("full", 1)]
+    return [Method("full", 1), Method("id3", 1), Method("id3", 15), Method("d3-static", 1)]
 
 
-def table(outcomes: list[Outcome], majority_share: float) -> str:
+def rows_of(outcomes: Sequence[Sequence[Outcome]], majority_share: float) -> list[dict[str, str]]:
+    """One row per way to answer: the majority, the model as it comes, and each method (its runs differ by seed)."""
+    before = [each.accuracy_before for each in outcomes[0]]
+    rows = [_row("always the majority", [majority_share]), _row("not fine-tuned (new classifier)", before)]
+    for runs in outcomes:
+        row = _row(runs[0].method.label, [each.accuracy for each in runs])
+        row["trained_scalars"] = str(runs[0].trained)
+        row["state_bytes"] = str(runs[0].state_bytes)
+        row["forward_backward_seconds"] = f"{statistics.median(each.forward_backward for each in runs):.3f}"
+        row["optimizer_seconds"] = f"{statistics.median(each.optimizer for each in runs):.4f}"
+        rows.append(row)
+    return rows
+
+
+def _row(name: str, accuracies: Sequence[float]) -> dict[str, str]:
+    return {
+        "method": name,
+        "accuracy": f"{statistics.fmean(accuracies):.3f}",
+        "accuracy_std": f"{statistics.stdev(accuracies):.3f}" if len(accuracies) > 1 else "",
+        "trained_scalars": "0",
+        "state_bytes": "",
+        "forward_backward_seconds": "",
+        "optimizer_seconds": "",
+    }
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
     """The final table."""
     header = ("method", "accuracy", "trained scalars", "state", "forward+backward s/step", "optimizer s/step")
-    rows = [("always the majority", f"{majority_share:.3f}", "0", "", "", "")]
-    rows.append(("not fine-tuned", f"{outcomes[0].accuracy_before:.3f}", "0", "", "", ""))
-    for each in outcomes:
-        rows.append(
-            (
-                each.method.label,
-                f"{each.accuracy:.3f}",
-                f"{each.trained:,}",
-                format_bytes(each.state_bytes),
-                f"{each.forward_backward:.3f}",
-                f"{each.optimizer:.4f}",
-            )
+    lines = [
+        (
+            row["method"],
+            row["accuracy"] + (f" +- {row['accuracy_std']}" if row["accuracy_std"] else ""),
+            f"{int(row['trained_scalars']):,}",
+            format_bytes(float(row["state_bytes"])) if row["state_bytes"] else "",
+            row["forward_backward_seconds"],
+            row["optimizer_seconds"],
         )
-    return format_table(header, rows)
+        for row in rows
+    ]
+    return format_table(header, lines)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains and prints.
+    """Trains and prints; writes the rows if a file was named.
 
     Raises:
         MissingData: weights, text or a package is not there.
@@ -90,14 +120,27 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         max_length=options.max_length,
     )
-    outcomes = training.compare(methods(options), recipe, train, test)
-    first = outcomes[0]
-    print(f"\n{table(outcomes, majority(test))}\n")
+    recipes = [replace(recipe, seed=options.seed + i) for i in range(options.seeds)]
+    outcomes = [[training.train(method, each, train, test) for each in recipes] for method in methods(options)]
+    rows, scalars = rows_of(outcomes, majority(test)), outcomes[0][0].scalars
+    print(f"\n{table(rows)}\n")
     print(
-        f"The model has {first.scalars:,} scalars; two dense float32 moments of AdamW for all of them take "
-        f"{format_bytes(8 * first.scalars)}."
+        f"The model has {scalars:,} scalars; two dense float32 moments of AdamW for all of them take "
+        f"{format_bytes(8 * scalars)}."
     )
     print(f"Seconds per step are medians over {recipe.steps} steps. All in all: {time.perf_counter() - began:.0f} s.")
+    if options.csv:
+        settings = {
+            "scalars": scalars,
+            "steps": recipe.steps,
+            "batch_size": recipe.batch_size,
+            "budget": recipe.budget,
+            "first_seed": options.seed,
+            "seeds": options.seeds,
+            "test_reviews": len(test),
+        }
+        write_csv(options.csv, [{**row, **settings, **environment()} for row in rows])
+        print(f"written: {options.csv}")
 
 
 def main() -> int:

@@ -142,7 +142,7 @@ def train(method: Method, recipe: Recipe, training: Sequence[Review], test: Sequ
     model.train()
     forward_backward, steps, losses = [], [], []
     batches = train_batches.random(recipe.seed)
-    with tqdm(total=recipe.steps, desc=method.label, unit="step") as bar:
+    with tqdm(total=recipe.steps, desc=f"{method.label}, seed {recipe.seed}", unit="step") as bar:
         for _ in range(recipe.steps):
             batch = next(batches)
             start = time.perf_counter()
@@ -168,10 +168,3 @@ def train(method: Method, recipe: Recipe, training: Sequence[Review], test: Sequ
         statistics.median(forward_backward),
         statistics.median(steps),
     )
-
-
-def compare(
-    methods: Sequence[Method], recipe: Recipe, training: Sequence[Review], test: Sequence[Review]
-) -> list[Outcome]:
-    """One run per method, each from the same initial model and with the same batches."""
-    return [train(method, recipe, training, test) for method in methods]

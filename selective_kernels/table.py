@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,17 +30,35 @@ class Table:
             check_param(param, name)
         self.numels = [param.numel() for param in self.params]
         self.dtypes = [param.dtype for param in self.params]
+        self._shapes = [param.shape for param in self.params]
         self._fixed = array("q", bytes(8 * COLUMNS * len(self.params)))
         self._fixed[2::COLUMNS] = array("q", self.numels)
         self._fixed[3::COLUMNS] = array("q", [DTYPE_CODES[dtype] for dtype in self.dtypes])
         self._fixed[4::COLUMNS] = array("q", range(len(self.params)))
+        self._pins = 0
 
     def unchanged(self) -> bool:
         """Whether all tensors still have the size, dtype and layout that were checked (`.data` can be replaced)."""
-        return all(
+        return self._pins > 0 or all(
             param.numel() == numel and param.dtype is dtype and param.is_contiguous()
             for param, numel, dtype in zip(self.params, self.numels, self.dtypes, strict=True)
         )
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Within the block nobody replaces the tensors: their addresses are read once, here, and nothing is checked.
+
+        For a caller that has just made the table or asked `unchanged()`, and has many calls to make.
+        """
+        self._fixed[0::COLUMNS] = self._addresses()
+        self._pins += 1
+        try:
+            yield
+        finally:
+            self._pins -= 1
+
+    def _addresses(self) -> array[int]:
+        return array("q", [param.data_ptr() for param in self.params])
 
     def __len__(self) -> int:
         return len(self.params)
@@ -54,14 +73,25 @@ class Table:
         check_numbers(tensors, len(self.params))
         if len(grads) != len(tensors):
             raise ValueError(f"grads: expected {len(tensors)} gradients, one per tensor, got {len(grads)}")
-        return [check_grad(grad, self.params[i], self.names[i]) for i, grad in zip(tensors, grads, strict=True)]
+        params, dtypes, shapes = self.params, self.dtypes, self._shapes
+        return [
+            grad
+            if grad.dtype is dtypes[i]
+            and grad.layout is torch.strided
+            and grad.shape == shapes[i]
+            and grad.is_contiguous()
+            and grad.device == params[i].device
+            else check_grad(grad, params[i], self.names[i])
+            for i, grad in zip(tensors, grads, strict=True)
+        ]
 
     def rows(
         self, index: SparseIndex, tensors: Sequence[int] | None = None, grads: Sequence[Tensor] | None = None
     ) -> array[int]:
         """Rows of the tensors numbered `tensors` (ascending; None: all), with their gradients and index slices."""
         rows = array("q", self._fixed)
-        rows[0::COLUMNS] = array("q", [param.data_ptr() for param in self.params])
+        if not self._pins:
+            rows[0::COLUMNS] = self._addresses()
         rows[5::COLUMNS] = array("q", index.starts[:-1])
         rows[6::COLUMNS] = array("q", index.starts[1:])
         if tensors is not None and len(tensors) != len(self.params):

@@ -7,8 +7,10 @@ path; the sanitizer's runtime has to be loaded before Python's own libraries. Ar
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,10 +38,17 @@ def runtime() -> str:
 
 
 def build() -> None:
-    """Installs the package with instrumented kernels into SITE, which holds nothing else."""
-    command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(SITE), ".")
+    """Installs the package with instrumented kernels into SITE.
+
+    From a copy of the sources: the folder `build` keeps CMake's cache, and the next ordinary build would take the
+    sanitizers from there.
+    """
+    shutil.rmtree(SITE, ignore_errors=True)
     environment = {**os.environ, "SKBUILD_CMAKE_DEFINE": "SELECTIVE_KERNELS_SANITIZE=ON"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(ROOT, Path(folder, "source"), ignore=shutil.ignore_patterns(".*", "build", "dist"))
+        command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(SITE), str(copy))
+        subprocess.run(command, env=environment, check=True)
 
 
 def run(arguments: list[str]) -> int:

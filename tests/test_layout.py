@@ -15,8 +15,8 @@ BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp"))
 LONGEST = 300  # lines; a file past that is two ideas
-STANDARD = {"__future__", "array", "collections", "dataclasses", "functools", "importlib", "itertools", "math", "os"}
-STANDARD |= {"contextlib", "typing", "warnings", "abc"}
+STANDARD = {"__future__", "array", "collections", "dataclasses", "functools", "importlib", "itertools", "math"}
+STANDARD |= {"abc", "contextlib", "operator", "os", "typing", "warnings"}
 
 
 def relative(path: Path) -> str:

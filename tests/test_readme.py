@@ -1,10 +1,11 @@
 """README's Python runs as it stands, block after block, and its numbers come from the committed result files."""
 
-import csv
 import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -31,10 +32,20 @@ def test_commands_exist_in_the_makefile() -> None:
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), f"README names `make {command}`"
 
 
-@pytest.mark.parametrize("name", ["step.csv", "demo.csv"])
-def test_tables_quote_the_result_files(name: str) -> None:
-    """Each number that README marks with a result file's row stands in that row."""
-    with (ROOT / "benchmarks" / "results" / name).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    assert len(rows) > 1
-    assert f"benchmarks/results/{name}" in README.read_text(encoding="utf-8")
+def test_tables_are_those_of_the_result_files() -> None:
+    """No number in README's tables is typed by hand."""
+    text = README.read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run: python -m benchmarks.tables"
+    for name in tables.TABLES:
+        assert f"benchmarks/results/{name}.csv" in text
+
+
+def test_tables_notice_a_changed_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tables.load("demo.csv")
+    rows[0]["accuracy"] = "0.999"
+    load = tables.load
+    monkeypatch.setattr(tables, "load", lambda name: rows if name == "demo.csv" else load(name))
+    text = README.read_text(encoding="utf-8")
+    assert tables.filled(text) != text
+    with pytest.raises(ValueError, match=r"README\.md: expected '<!-- step -->'"):
+        tables.filled(text.replace("<!-- step -->", ""))

@@ -15,7 +15,11 @@ constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr std::int64_t kTilesPerTask = 16;
 constexpr std::int64_t kLine = 16;           // entries; a sampled line is one or two cache lines
 constexpr std::int64_t kLeastStride = 256;   // at most one line of 256 is sampled
-constexpr std::int64_t kMostSamples = 4096;  // each costs two cache misses; more would only trim the candidates
+// How many lines are sampled, between these: each costs two cache misses, and more of them only trim the candidates, of
+// which there are about as many as are wanted.
+constexpr std::int64_t kFewSamples = 1024;
+constexpr std::int64_t kMostSamples = 4096;
+constexpr std::int64_t kWantedPerSample = 64;
 constexpr std::int64_t kFewestSamples = 32;  // below this many a threshold is not worth having
 constexpr double kSlack = 1e-6;              // of the prefilter: above the rounding of three float32 operations
 
@@ -103,7 +107,8 @@ void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
 // standard deviations above what k of all entries would give. Selected entries are left out, or it would lie too high.
 float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
   const Units lines(rows, kLine);
-  const std::int64_t stride = std::max(kLeastStride, lines.count() / kMostSamples);
+  const std::int64_t most = std::clamp(k_ / kWantedPerSample, kFewSamples, kMostSamples);
+  const std::int64_t stride = std::max(kLeastStride, lines.count() / most);
   const std::int64_t samples = lines.count() / stride;
   if (samples < kFewestSamples) return kSmallest;
   const double expected = static_cast<double>(k_) * static_cast<double>(samples * kLine) / static_cast<double>(numel);
@@ -114,10 +119,14 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
     const std::uint64_t within = mix(static_cast<std::uint64_t>(sample)) % static_cast<std::uint64_t>(stride);
     return sample * stride + static_cast<std::int64_t>(within);
   };
-  const auto visit = [&](Worker& worker, std::size_t r, std::int64_t line, const Filter& filter) {
-    const Row& row = rows[r];
+  struct Place {
+    std::size_t row;
+    std::int64_t first;  // entry of the row
+  };
+  const auto visit = [&](Worker& worker, const Place& place, const Filter& filter) {
+    const Row& row = rows[place.row];
     const DType dtype = static_cast<DType>(row.dtype);
-    const std::int64_t first = lines.within(r, line) * kLine;
+    const std::int64_t first = place.first;
     const std::int32_t size = static_cast<std::int32_t>(std::min(kLine, row.numel - first));
     const Tile tile{element(row.grad, dtype, first), element(row.param, dtype, first), size,
                     static_cast<std::int32_t>(first), nullptr, 0, nullptr};
@@ -136,13 +145,19 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
       tasks, threads_, [&] { return Worker(best); },
       [&](Worker& worker, std::int64_t task) {
         const std::int64_t end = std::min((task + 1) * kSamplesPerTask, samples);
-        const Filter filter = make_filter(score_, std::max(best.floor(), kSmallest), kInfinity);
         const std::int64_t begin = task * kSamplesPerTask;
+        Place places[kSamplesPerTask];
         std::size_t row = lines.row_of(line_of(begin));
-        for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t i = begin; i < end; ++i) {  // all the cache misses of a task at once, not one by one
           row = lines.row_from(row, line_of(i));
-          visit(worker, row, line_of(i), filter);
+          const std::int64_t first = lines.within(row, line_of(i)) * kLine;
+          places[i - begin] = {row, first};
+          const DType dtype = static_cast<DType>(rows[row].dtype);
+          __builtin_prefetch(element(rows[row].grad, dtype, first));
+          __builtin_prefetch(element(rows[row].param, dtype, first));
         }
+        const Filter filter = make_filter(score_, std::max(best.floor(), kSmallest), kInfinity);
+        for (std::int64_t i = begin; i < end; ++i) visit(worker, places[i - begin], filter);
         worker.batch.flush();
       },
       [](Worker& worker) { worker.batch.flush(); });

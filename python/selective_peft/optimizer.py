@@ -7,6 +7,7 @@ index list and all selected entries are updated. Nothing is changed before the s
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -111,14 +112,20 @@ class SelectiveOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        dense = [[p for p in group["params"] if p.grad is not None] for group in self._groups(selective=False)]
         table, selection = self._bind()
-        tensors = [i for i, param in enumerate(table.params) if param.grad is not None]
+        with table.pinned():
+            self._step(table, selection)
+        return loss
+
+    def _step(self, table: Table, selection: Selection) -> None:
+        dense = [[p for p in group["params"] if p.grad is not None] for group in self._groups(selective=False)]
+        grads = [param.grad for param in table.params]
+        tensors = [i for i, grad in enumerate(grads) if grad is not None]
         if not tensors and not any(dense):
-            return loss
-        selected_grads = self._select(table, selection, tensors)
+            return
+        selected_grads = self._select(table, selection, tensors, [grad for grad in grads if grad is not None])
         if selected_grads is None:
-            return loss
+            return
         per_entry = self._settings.bias_correction == "per_entry"
         selection.count_updates(tensors, keep_missed=per_entry)
         ages = Ages(selection.arrays["chosen"], selection.missed, selection.step) if per_entry else None
@@ -141,14 +148,14 @@ class SelectiveOptimizer(Optimizer):
             if params:
                 self._update_dense(params, group)
         selection.step += 1
-        return loss
 
-    def _select(self, table: Table, selection: Selection, tensors: Sequence[int]) -> Tensor | None:
+    def _select(
+        self, table: Table, selection: Selection, tensors: Sequence[int], grads: Sequence[Tensor]
+    ) -> Tensor | None:
         """Reads the gradients, adds this step's entries; returns the selected gradients, None to skip the step."""
         assert self._schedule is not None
         settings = self._settings
         wanted = quota(self._schedule, selection.step, selection.count, settings.select_every)
-        grads = [param.grad for param in table.params if param.grad is not None]
         selected_grads = torch.empty(selection.count + wanted, device=table.device)
         finite = check_dense_grads(self.param_groups)
         if wanted and tensors:
@@ -207,7 +214,7 @@ class SelectiveOptimizer(Optimizer):
         """The table of the parameters as they are now; sets everything up in the first step (C12)."""
         params = self._selective_params()
         table = self._table
-        same = table is not None and len(params) == len(table) and all(map(lambda a, b: a is b, params, table.params))
+        same = table is not None and len(params) == len(table) and all(map(operator.is_, params, table.params))
         if table is None or not same or not table.unchanged() or self._selection is None:
             table = self._rebind()
         groups = self._groups(selective=True)

@@ -1,0 +1,138 @@
+"""Fills README's tables from the committed result files: `python -m benchmarks.tables` (`--check` only compares)."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Sequence
+
+from benchmarks import ROOT
+from benchmarks.report import RESULTS, format_bytes
+
+README = ROOT / "README.md"
+Row = dict[str, str]
+STEP_ROWS = {  # what of step.csv: how README calls it
+    "ours, early": "SelectiveAdamW, after 10 % of the steps",
+    "ours, middle": "SelectiveAdamW, after 50 %",
+    "ours, last": "SelectiveAdamW, last steps",
+    "ours, no selection": "SelectiveAdamW, budget spent",
+    "AdamW fused": "torch AdamW(fused=True), dense",
+    "AdamW foreach": "torch AdamW(foreach=True), dense",
+    "selective-optimizers": "selective-optimizers 0.4, AdamW id3",
+    "read": "only reading parameters and gradients",
+}
+BUDGET = "320000"
+
+
+def load(name: str) -> list[Row]:
+    """Rows of a result file."""
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def step_table() -> str:
+    """Time of a step, from step.csv."""
+    rows = [row for row in load("step.csv") if row["model"] == "bert-base" and row["budget"] == BUDGET]
+    found = {(row["what"], row["dtype"]): row for row in rows}
+    lines = []
+    for what, label in STEP_ROWS.items():
+        cells = [label]
+        for dtype in ("float32", "bfloat16"):
+            row = found.get((what, dtype))
+            cells += [f"{float(row['ms_median']):.1f}", f"{float(row['ratio_to_read']):.2f}"] if row else ["", ""]
+        lines.append(cells)
+    first = rows[0]
+    title = (
+        f"One step on BERT-base shapes ({int(first['scalars']):,} scalars in {first['tensors']} tensors), budget "
+        f"{int(BUDGET):,} over {int(first['total_steps']):,} steps; {first['cpu']}, {first['threads']} threads, "
+        f"torch {first['torch']} (`make bench`, `benchmarks/results/step.csv`):"
+    )
+    return f"{title}\n\n" + markdown(("", "fp32 ms", "x read", "bf16 ms", "x read"), lines)
+
+
+def memory_table() -> str:
+    """State and extra memory of a step, from memory.csv."""
+    kept = [row for row in load("memory.csv") if row["budget"] == BUDGET and row["dtype"] == "float32"]
+    names = {
+        "ours, last": "SelectiveAdamW, last steps",
+        "AdamW fused": STEP_ROWS["AdamW fused"],
+        "selective-optimizers": STEP_ROWS["selective-optimizers"],
+    }
+    lines = [
+        [label, *(format_bytes(float(row[column])) for column in ("state_bytes", "extra_bytes"))]
+        for what, label in names.items()
+        for row in kept
+        if row["what"] == what
+    ]
+    size = format_bytes(4 * float(kept[0]["scalars"]))
+    title = f"Memory for the same ({size} of parameters, float32; `benchmarks/results/memory.csv`):"
+    return f"{title}\n\n" + markdown(("", "state between steps", "peak beyond it in a step"), lines)
+
+
+def demo_table() -> str:
+    """Quality, from demo.csv."""
+    rows = load("demo.csv")
+    lines = [
+        [
+            row["method"],
+            row["accuracy"],
+            f"{int(row['trained_scalars']):,}",
+            format_bytes(float(row["state_bytes"])) if row["state_bytes"] else "",
+            row["forward_backward_seconds"],
+            row["optimizer_seconds"],
+        ]
+        for row in rows
+    ]
+    trained = [row for row in rows if row["state_bytes"]]
+    first = trained[0]
+    title = (
+        f"all-MiniLM-L6-v2 ({int(first['scalars']):,} scalars) on film reviews, {first['steps']} steps of "
+        f"{first['batch_size']}, mean of {first['seeds']} seeds; accuracy on {int(first['test_reviews']):,} reviews of "
+        "films not seen in training (`python -m benchmarks.demo --all --seeds 3`, `benchmarks/results/demo.csv`):"
+    )
+    header = ("", "accuracy", "scalars trained", "optimizer state", "forward + backward s", "optimizer s")
+    return f"{title}\n\n" + markdown(header, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"step": step_table, "memory": memory_table, "demo": demo_table}
+
+
+def filled(text: str) -> str:
+    """README's text with what stands between each pair of markers replaced.
+
+    Raises:
+        ValueError: a pair of markers is not there exactly once.
+    """
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md: expected {begin.strip()!r} and {end!r} once each")
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}{make()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main() -> int:
+    """Exit code: 0, or 1 if README differs from the result files and was only to be checked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    options = parser.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = filled(before)
+    if options.check and before != after:
+        print("README.md differs from benchmarks/results; run: python -m benchmarks.tables", file=sys.stderr)
+        return 1
+    if before != after:
+        README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
