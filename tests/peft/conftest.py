@@ -1,8 +1,6 @@
 """Fixtures of the tests of selective_peft."""
 
 import os
-import sys
-from pathlib import Path
 
 # OpenMP reads this when torch loads it: threads that spin while they wait would make these tests, whose tensors are
 # small, many times slower on busy cores.
@@ -12,8 +10,6 @@ import pytest
 import torch
 
 from selective_kernels.testing import num_threads
-
-sys.path.insert(0, str(Path(__file__).parent))  # `from harness import ...` under every import mode of pytest
 
 
 @pytest.fixture(params=["cpu", "reference"])
