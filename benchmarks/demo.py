@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         MissingData: weights, text or a package is not there.
         ValueError: the optimizer refuses an argument.
     """
-    began = time.perf_counter()
+    began, stamp = time.perf_counter(), environment()
     train, test = split_by_movie(load())
     films = len({review.movie for review in train}), len({review.movie for review in test})
     print(f"Reviews: {len(train):,} of {films[0]} films to train, {len(test):,} of {films[1]} other films to test.")
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> None:
             "seeds": options.seeds,
             "test_reviews": len(test),
         }
-        write_csv(options.csv, [{**row, **settings, **environment()} for row in rows])
+        write_csv(options.csv, [{**row, **settings, **stamp} for row in rows])
         print(f"written: {options.csv}")
 
 

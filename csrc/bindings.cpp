@@ -96,8 +96,10 @@ PYBIND11_MODULE(_native_cpu, m) {
              scan.add(rows.data, rows.size, at<float>(selected_grads));
            })
       .def("finalize", &Scan::finalize, py::call_guard<py::gil_scoped_release>())
-      .def("result", [](const Scan& scan, Address tensors,
-                        Address offsets) { scan.result(at<std::int32_t>(tensors), at<std::int32_t>(offsets)); })
+      .def("result",
+           [](Scan& scan, Address tensors, Address offsets) {
+             scan.result(at<std::int32_t>(tensors), at<std::int32_t>(offsets));
+           })
       .def_property_readonly("nonfinite", &Scan::nonfinite)
       .def_property_readonly("threshold", &Scan::threshold)
       .def_property_readonly("passes", &Scan::passes);

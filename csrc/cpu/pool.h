@@ -59,7 +59,6 @@ class Pool {
   }
 
   std::vector<Candidate>& entries() { return entries_; }
-  const std::vector<Candidate>& entries() const { return entries_; }
 
  private:
   std::int64_t k_;

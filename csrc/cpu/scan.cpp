@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "parallel.h"
 
@@ -223,11 +224,11 @@ std::int64_t Scan::finalize() {
   return static_cast<std::int64_t>(found.size());
 }
 
-void Scan::result(std::int32_t* tensors, std::int32_t* offsets) const {
-  std::int64_t i = 0;
-  for (const Candidate& candidate : pool_.entries()) {
-    tensors[i] = static_cast<std::int32_t>(candidate.tensor);
-    offsets[i++] = static_cast<std::int32_t>(candidate.offset);
+void Scan::result(std::int32_t* tensors, std::int32_t* offsets) {
+  const std::vector<Candidate> found = std::move(pool_.entries());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    tensors[i] = static_cast<std::int32_t>(found[i].tensor);
+    offsets[i] = static_cast<std::int32_t>(found[i].offset);
   }
 }
 

@@ -26,8 +26,8 @@ class Scan {
   // Returns how many entries were found: min(k, selectable).
   std::int64_t finalize();
 
-  // After finalize, ascending by (tensor, offset); tensors and offsets [count].
-  void result(std::int32_t* tensors, std::int32_t* offsets) const;
+  // After finalize, once: ascending by (tensor, offset); tensors and offsets [count]. Frees the candidates.
+  void result(std::int32_t* tensors, std::int32_t* offsets);
 
   float threshold() const { return threshold_; }  // the lowest selected score; 0 when nothing was selected
   std::int64_t passes() const { return passes_; }  // reads of a set of rows, repairs included
