@@ -42,7 +42,7 @@ class SgdGroup(NamedTuple):
 class Ages(NamedTuple):
     """What "per_entry" bias correction counts ages from."""
 
-    chosen: Tensor  # int32, shape (count,): step (from 0) in which each entry was selected
+    chosen: Tensor  # int32, shape (count,): step (from 0) in which each entry was selected, at most `now`
     missed: Mapping[int, Sequence[int]]  # per tensor number: ascending steps in which it had no gradient
     now: int  # the current step (from 0)
 
@@ -150,7 +150,8 @@ def _entry_ages(update: Update, tensor: int, entries: slice) -> Tensor | None:
         return None
     chosen = update.ages.chosen[entries].long()
     missed = torch.tensor(update.ages.missed.get(tensor, ()), dtype=torch.int64, device=chosen.device)
-    return update.ages.now - chosen + 1 - (missed >= chosen[:, None]).sum(dim=1)
+    ages = update.ages.now - chosen + 1 - (missed >= chosen[:, None]).sum(dim=1)
+    return ages.clamp(1, update.ages.now + 1)
 
 
 def _for_tensors(update: Update) -> list[tuple[int, slice, Tensor, Tensor, Tensor]]:

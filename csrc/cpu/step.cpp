@@ -28,16 +28,15 @@ std::vector<Task> tasks_of(const Row* rows, std::int64_t n) {
   return tasks;
 }
 
-// Updates that each entry has had, this step's included.
+// Updates that each entry has had, this step's included: 1 or more, also for an entry that claims to be from the future.
 void count_ages(const Ages& ages, std::int64_t tensor, const Task& task, std::int32_t* out) {
   const std::int32_t* missed = ages.missed_steps + ages.missed_starts[tensor];
   const std::int32_t* missed_end = ages.missed_steps + ages.missed_starts[tensor + 1];
   for (std::int64_t i = 0; i < task.count; ++i) {
     const std::int32_t chosen = ages.chosen[task.first + i];
-    out[i] = ages.now - chosen + 1;
-    if (missed != missed_end) {
-      out[i] -= static_cast<std::int32_t>(missed_end - std::lower_bound(missed, missed_end, chosen));
-    }
+    std::int64_t age = std::int64_t{ages.now} - chosen + 1;
+    if (missed != missed_end) age -= missed_end - std::lower_bound(missed, missed_end, chosen);
+    out[i] = static_cast<std::int32_t>(std::clamp<std::int64_t>(age, 1, std::int64_t{ages.now} + 1));
   }
 }
 

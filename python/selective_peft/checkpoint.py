@@ -138,17 +138,28 @@ def check_values(
             raise ValueError(f"state_dict: {what}: expected an integer >= 0, got {packed[what]!r}")
     if not torch.equal(_vector(packed, "schedule", INT64, len(schedule)).cpu(), schedule):
         raise ValueError("state_dict: schedule: expected the targets of this optimizer's schedule, got others")
-    _vector(packed, "tensor_steps", INT64, len(table))
+    done = packed["step"]
+    _check_range("tensor_steps", _vector(packed, "tensor_steps", INT64, len(table)), done + 1)
     missed_tensors = _vector(packed, "missed_tensors", INT64, None)
-    _vector(packed, "missed_steps", INT64, len(missed_tensors))
-    if len(missed_tensors) and not 0 <= int(missed_tensors.min()) <= int(missed_tensors.max()) < len(table):
-        raise ValueError(f"state_dict: missed_tensors: expected tensor numbers below {len(table)}")
+    missed_steps = _vector(packed, "missed_steps", INT64, len(missed_tensors))
+    _check_range("missed_tensors", missed_tensors, len(table))
+    _check_range("missed_steps", missed_steps, done)
+    if bool(((missed_tensors.diff() < 0) | ((missed_tensors.diff() == 0) & (missed_steps.diff() <= 0))).any()):
+        raise ValueError("state_dict: missed_steps: expected ascending steps for ascending tensors")
     _check_positions(packed, table, int(schedule[-1]))
     if not isinstance(packed["arrays"], Mapping):
         raise ValueError(f"state_dict: arrays: expected a dict, got {type(packed['arrays']).__name__}")
     _equal("arrays", sorted(array_dtypes), sorted(packed["arrays"]))
     for name, dtype in array_dtypes.items():
         _vector(packed["arrays"], name, dtype, len(packed["offsets"]))
+    _check_range("chosen", packed["arrays"]["chosen"], done)
+
+
+def _check_range(name: str, values: Tensor, end: int) -> None:
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < end:
+        raise ValueError(
+            f"state_dict: {name}: expected numbers in [0, {end}), got {int(values.min())} to {int(values.max())}"
+        )
 
 
 def _check_positions(packed: Mapping[str, Any], table: Table, budget: int) -> None:

@@ -265,3 +265,23 @@ def test_c9_square_sum_is_the_same_everywhere(everywhere):
         found = everywhere(lambda tensors=tensors: square_sum(table, index, tensors, grads))
         assert set(found.values()) == {expected}
         assert square_sum(table, index, tensors, grads, backend="reference") == pytest.approx(expected, rel=1e-12)
+
+
+def test_c6_ages_out_of_range_are_clamped(everywhere):
+    """An entry from the future would read the tables of corrections before their begin; it counts as new."""
+
+    def run(chosen, missed, backend="cpu"):
+        param, index = torch.ones(3), SparseIndex.from_lists([[0, 1, 2]])
+        ages = Ages(torch.tensor(chosen, dtype=torch.int32), {0: missed}, 4)
+        update = Update(Table([param]), index, [0], torch.full((3,), 0.5), None, [0], [1], ages)
+        moments = torch.zeros(3), torch.zeros(3)
+        adam_(update, *moments, [AdamGroup(0.1, 0.9, 0.999, 1e-8)], backend=backend)
+        return param
+
+    expected = run([4, 4, 4], [], "reference")
+    cases = [([5, 2**31 - 1, 100], []), ([2, 3, 4], [0, 2, 3, 4, 4, 4])]
+    for chosen, missed in cases:
+        for actual in [run(chosen, missed, "reference"), *everywhere(lambda c=chosen, m=missed: run(c, m)).values()]:
+            torch.testing.assert_close(actual, expected, **TOLERANCES[torch.float32])
+    oldest = run([-(2**31), 0, 0], [])
+    torch.testing.assert_close(oldest, run([0, 0, 0], [], "reference"), **TOLERANCES[torch.float32])

@@ -182,12 +182,29 @@ def test_an_item_of_another_dtype_is_named(state, item):
 
 @pytest.mark.parametrize(
     ("item", "value"),
-    [("offsets", 600), ("offsets", -1), ("starts", 1), ("missed_tensors", 3), ("missed_tensors", -1)],
+    [
+        ("offsets", 600),
+        ("offsets", -1),
+        ("starts", 1),
+        ("missed_tensors", 3),
+        ("missed_tensors", -1),
+        ("missed_steps", DONE),
+        ("missed_steps", -1),
+        ("tensor_steps", DONE + 1),
+        ("tensor_steps", -1),
+    ],
 )
 def test_a_value_out_of_range_is_named(state, item, value):
     """C11: positions outside their tensor would let the kernels write anywhere."""
     state["state"]["selective"][item][0] = value
     assert_refused(state, item)
+
+
+@pytest.mark.parametrize("value", [DONE, -1, 2**31 - 1, -(2**31)])
+def test_an_entry_chosen_in_another_time_is_refused(state, value):
+    """C11: its age, which the kernels look up in a table, would not be in that."""
+    state["state"]["selective"]["arrays"]["chosen"][1] = value
+    assert_refused(state, rf"chosen: expected numbers in \[0, {DONE}\), got ")
 
 
 @pytest.mark.parametrize("item", ["step", "skipped_steps"])
