@@ -12,7 +12,7 @@
 
 namespace selective {
 
-constexpr std::int32_t kTile = 4096;      // entries that one visit of the scan handles; tiles never straddle tensors
+constexpr std::int32_t kTile = 4096;      // entries that a visit of the scan handles at once; tiles never straddle tensors
 constexpr std::int64_t kNormBlock = 4096;  // entries per float64 partial sum of the gradient norm
 
 // One tensor of a table. Python fills it as 7 x int64. Rows come in ascending `id`; offsets[begin:end) are the sorted
@@ -107,7 +107,8 @@ struct SgdSpan {
 // One implementation of everything per ISA; `kernels()` gives the chosen one.
 struct Kernels {
   const char* isa;
-  void (*visit_tile)(DType, const Tile&, const Filter&, Survivors&);
+  // n tiles, 1 or 2, and their survivors; two of one size are read side by side
+  void (*visit)(DType, const Tile* tiles, int n, const Filter&, Survivors* survivors);
   // out[i] = float32(data[offsets[i]]); returns whether all of them are finite
   bool (*gather)(DType, const void* data, const std::int32_t* offsets, std::int64_t count, float* out);
   // out[i] = raw bits of data[offsets[i]], zero-extended

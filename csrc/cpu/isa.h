@@ -9,7 +9,7 @@
 #define SELECTIVE_ISA_NAME(function) SELECTIVE_JOIN(function, SELECTIVE_ISA)
 
 #define SELECTIVE_DECLARE(isa)                                                                                 \
-  void visit_tile_##isa(DType, const Tile&, const Filter&, Survivors&);                                        \
+  void visit_##isa(DType, const Tile*, int, const Filter&, Survivors*);                                        \
   bool gather_##isa(DType, const void*, const std::int32_t*, std::int64_t, float*);                            \
   void gather_bits_##isa(DType, const void*, const std::int32_t*, std::int64_t, std::uint32_t*);               \
   void scatter_##isa(DType, void*, const std::int32_t*, std::int64_t, const float*);                           \

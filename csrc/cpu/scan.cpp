@@ -59,9 +59,9 @@ std::uint64_t mix(std::uint64_t x) {  // splitmix64's finalizer: the sample is t
 }
 
 struct Worker {
-  explicit Worker(Pool& pool) : batch(pool), survivors(new Survivors) {}
+  explicit Worker(Pool& pool) : batch(pool), survivors(new Survivors[2]) {}
   Batch batch;
-  std::unique_ptr<Survivors> survivors;
+  std::unique_ptr<Survivors[]> survivors;  // of the two tiles that are read side by side
 };
 
 }  // namespace
@@ -131,8 +131,8 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
     const std::int32_t size = static_cast<std::int32_t>(std::min(kLine, row.numel - first));
     const Tile tile{element(row.grad, dtype, first), element(row.param, dtype, first), size,
                     static_cast<std::int32_t>(first), nullptr, 0, nullptr};
-    Survivors& s = *worker.survivors;
-    kernels().visit_tile(dtype, tile, filter, s);
+    const Survivors& s = worker.survivors[0];
+    kernels().visit(dtype, &tile, 1, filter, worker.survivors.get());
     for (std::int32_t i = 0; i < s.count; ++i) {
       const std::int32_t offset = static_cast<std::int32_t>(first) + s.positions[i];
       if (row.begin < row.end && std::binary_search(offsets_ + row.begin, offsets_ + row.end, offset)) continue;
@@ -175,25 +175,40 @@ void Scan::read(const std::vector<Row>& rows, float threshold, float upper, floa
     const DType dtype = static_cast<DType>(row.dtype);
     const std::int64_t first = tasks.within(r, task) * kTilesPerTask * kTile;
     const std::int64_t last = std::min(first + kTilesPerTask * kTile, row.numel);
-    const std::int32_t* end = offsets_ + row.end;
-    const std::int32_t* next =
-        row.begin == row.end ? end : std::lower_bound(offsets_ + row.begin, end, static_cast<std::int32_t>(first));
     const Filter filter = make_filter(score_, std::max(threshold, pool_.floor()), upper);
-    Survivors& s = *worker.survivors;
-    for (std::int64_t start = first; start < last; start += kTile) {
-      const Tile tile{element(row.grad, dtype, start),
-                      element(row.param, dtype, start),
-                      static_cast<std::int32_t>(std::min<std::int64_t>(kTile, last - start)),
-                      static_cast<std::int32_t>(start),
-                      next,
-                      end - next,
-                      selected_grads == nullptr ? nullptr : selected_grads + (next - offsets_)};
-      kernels().visit_tile(dtype, tile, filter, s);
-      next += s.selected_in_tile;
-      if (s.nonfinite) nonfinite_.store(true);
-      for (std::int32_t i = 0; i < s.count; ++i) {
-        worker.batch.add({bits_of(s.scores[i]), static_cast<std::uint32_t>(row.id),
-                          static_cast<std::uint32_t>(start + s.positions[i])});
+    const std::int32_t* end = offsets_ + row.end;
+    const auto selected_from = [&](std::int64_t entry) {
+      if (row.begin == row.end) return end;
+      return std::lower_bound(offsets_ + row.begin, end, static_cast<std::int32_t>(entry));
+    };
+    // Both halves of the task advance together: four streams, far apart, use more of the memory than two.
+    const std::int64_t tiles = (last - first + kTile - 1) / kTile;
+    const std::int64_t half = (tiles + 1) / 2;
+    const std::int64_t starts[2] = {first, first + half * kTile};
+    const std::int32_t* next[2] = {selected_from(starts[0]), selected_from(starts[1])};
+    Survivors* survivors = worker.survivors.get();
+    for (std::int64_t t = 0; t < half; ++t) {
+      Tile pair[2];
+      const int n = half + t < tiles ? 2 : 1;
+      for (int i = 0; i < n; ++i) {
+        const std::int64_t start = starts[i] + t * kTile;
+        pair[i] = {element(row.grad, dtype, start),
+                   element(row.param, dtype, start),
+                   static_cast<std::int32_t>(std::min<std::int64_t>(kTile, last - start)),
+                   static_cast<std::int32_t>(start),
+                   next[i],
+                   end - next[i],
+                   selected_grads == nullptr ? nullptr : selected_grads + (next[i] - offsets_)};
+      }
+      kernels().visit(dtype, pair, n, filter, survivors);
+      for (int i = 0; i < n; ++i) {
+        const Survivors& s = survivors[i];
+        next[i] += s.selected_in_tile;
+        if (s.nonfinite) nonfinite_.store(true);
+        for (std::int32_t j = 0; j < s.count; ++j) {
+          worker.batch.add({bits_of(s.scores[j]), static_cast<std::uint32_t>(row.id),
+                            static_cast<std::uint32_t>(pair[i].base + s.positions[j])});
+        }
       }
       worker.batch.flush_if_large();
     }

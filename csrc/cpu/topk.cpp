@@ -1,5 +1,7 @@
-// The scan's visit of one tile: keep what reaches the threshold, gather the selected entries' gradients, watch for inf
-// and NaN. One pass over the tile's gradients and parameters; what follows the pass runs from the cache.
+// The scan's visit of one tile, or of two side by side: keep what reaches the threshold, gather the selected entries'
+// gradients, watch for inf and NaN. One pass over gradients and parameters; what follows the pass runs from the cache.
+#include <type_traits>
+
 #include "isa.h"
 #include "vec.h"
 
@@ -7,10 +9,15 @@ namespace selective {
 namespace {
 
 constexpr int kPrefetch = 2048;  // bytes ahead; hardware prefetchers stop at each 4 KiB page
+constexpr int kCacheLine = 64;   // bytes
+constexpr int kUnroll = 4;       // vectors per step and array; almost always none of their entries is kept
+constexpr std::uint32_t kAllLanes = (1u << Vec::lanes) - 1;
 
 template <Exponent E, bool exact>
 inline std::uint32_t keep(Vec grad_abs, Vec theta_abs, const Filter& f) {
-  if constexpr (E == Exponent::any) {
+  if constexpr (E == Exponent::any && exact) {
+    return kAllLanes;  // pow has no vector form here: each entry is scored by score_kept
+  } else if constexpr (E == Exponent::any) {
     const Vec d = theta_abs + broadcast(f.eps);
     const Vec limit = broadcast(f.log_limit) + broadcast(f.log_slope) * int_value_of_bits(d);
     return at_least(int_value_of_bits(grad_abs), limit);
@@ -30,41 +37,71 @@ inline float score_of(float grad_abs, float theta_abs, const Filter& f) {
   }
 }
 
-template <class T, Exponent E, bool exact>
-int filter(const T* grad, const T* param, std::int32_t size, const Filter& f, Survivors& s) {
-  constexpr bool every_one = E == Exponent::any && exact;  // pow has no vector form here: each entry is scored below
-  int n = 0;
-  Vec::Bits top = zero_bits();
-  std::int32_t i = 0;
-  for (; i + Vec::lanes <= size; i += Vec::lanes) {
-    __builtin_prefetch(reinterpret_cast<const char*>(grad + i) + kPrefetch);
-    __builtin_prefetch(reinterpret_cast<const char*>(param + i) + kPrefetch);
-    const Vec grad_abs = absolute(load(grad + i));
+// The positions among `unroll` vectors from i on that pass the filter, appended to `out`; returns how many.
+template <class T, Exponent E, bool exact, int unroll>
+inline int filter_vectors(const T* grad, const T* param, std::int32_t i, const Filter& f, Vec::Bits& top,
+                          std::uint16_t* out) {
+  for (int ahead = kPrefetch; ahead < kPrefetch + unroll * Vec::lanes * int{sizeof(T)}; ahead += kCacheLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(grad + i) + ahead);
+    __builtin_prefetch(reinterpret_cast<const char*>(param + i) + ahead);
+  }
+  std::uint32_t masks[unroll];
+  std::uint32_t any = 0;
+  for (int u = 0; u < unroll; ++u) {
+    const Vec grad_abs = absolute(load(grad + i + u * Vec::lanes));
     top = max_bits(top, grad_abs);
-    if constexpr (!every_one) {
-      const std::uint32_t mask = keep<E, exact>(grad_abs, absolute(load(param + i)), f);
-      if (mask != 0) n += append_positions(mask, i, s.positions + n);
-    }
+    masks[u] = keep<E, exact>(grad_abs, absolute(load(param + i + u * Vec::lanes)), f);
+    any |= masks[u];
   }
-  std::uint32_t top_bits = reduce(top);
-  if constexpr (every_one) {
-    for (n = 0; n < i; ++n) s.positions[n] = static_cast<std::uint16_t>(n);
+  int n = 0;
+  if (any != 0) {
+    for (int u = 0; u < unroll; ++u) n += append_positions(masks[u], i + u * Vec::lanes, out + n);
   }
-  for (; i < size; ++i) {
-    const std::uint32_t bits = bits_of(std::fabs(widen(grad[i])));
-    top_bits = bits > top_bits ? bits : top_bits;
-    s.positions[n++] = static_cast<std::uint16_t>(i);
-  }
-  s.nonfinite = top_bits >= 0x7f800000u;
   return n;
 }
 
+// Fills positions, count and nonfinite of each of n tiles of one size, which are read side by side.
+template <class T, Exponent E, bool exact, int n>
+void filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
+  const T* grads[n];
+  const T* params[n];
+  Vec::Bits tops[n];
+  int counts[n] = {};
+  for (int t = 0; t < n; ++t) {
+    grads[t] = static_cast<const T*>(tiles[t].grad);
+    params[t] = static_cast<const T*>(tiles[t].param);
+    tops[t] = zero_bits();
+  }
+  const std::int32_t size = tiles[0].size;
+  std::int32_t i = 0;
+  const auto advance = [&](auto unroll) {
+    for (; i + unroll * Vec::lanes <= size; i += unroll * Vec::lanes) {
+      for (int t = 0; t < n; ++t) {
+        counts[t] += filter_vectors<T, E, exact, unroll>(grads[t], params[t], i, f, tops[t],
+                                                         survivors[t].positions + counts[t]);
+      }
+    }
+  };
+  advance(std::integral_constant<int, kUnroll>{});
+  advance(std::integral_constant<int, 1>{});
+  for (int t = 0; t < n; ++t) {
+    std::uint32_t top = reduce(tops[t]);
+    for (std::int32_t j = i; j < size; ++j) {
+      const std::uint32_t bits = bits_of(std::fabs(widen(grads[t][j])));
+      top = bits > top ? bits : top;
+      survivors[t].positions[counts[t]++] = static_cast<std::uint16_t>(j);
+    }
+    survivors[t].nonfinite = top >= 0x7f800000u;
+    survivors[t].count = counts[t];
+  }
+}
+
+// Scores what the filter kept, drops what is selected already, and gathers the selected entries' gradients.
 template <class T, Exponent E>
-void visit(const Tile& tile, const Filter& f, Survivors& s) {
+void score_kept(const Tile& tile, const Filter& f, Survivors& s) {
   const T* grad = static_cast<const T*>(tile.grad);
   const T* param = static_cast<const T*>(tile.param);
-  const int n = f.exact ? filter<T, E, true>(grad, param, tile.size, f, s)
-                        : filter<T, E, false>(grad, param, tile.size, f, s);
+  const int n = s.count;
   std::int64_t in_tile = 0;
   int kept = 0;
   int next = 0;  // survivors before `next` are handled
@@ -89,24 +126,40 @@ void visit(const Tile& tile, const Filter& f, Survivors& s) {
   s.selected_in_tile = in_tile;
 }
 
-}  // namespace
+template <class T, Exponent E, int n>
+void visit(const Tile* tiles, const Filter& f, Survivors* survivors) {
+  if (f.exact) {
+    filter<T, E, true, n>(tiles, f, survivors);
+  } else {
+    filter<T, E, false, n>(tiles, f, survivors);
+  }
+  for (int t = 0; t < n; ++t) score_kept<T, E>(tiles[t], f, survivors[t]);
+}
 
-void SELECTIVE_ISA_NAME(visit_tile)(DType dtype, const Tile& tile, const Filter& f, Survivors& s) {
+template <Exponent E>
+void visit(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* survivors) {
   with_dtype(dtype, [&](auto storage) {
     using T = decltype(storage);
-    switch (f.kind) {
-      case Exponent::zero:
-        return visit<T, Exponent::zero>(tile, f, s);
-      case Exponent::half:
-        return visit<T, Exponent::half>(tile, f, s);
-      case Exponent::one:
-        return visit<T, Exponent::one>(tile, f, s);
-      case Exponent::two:
-        return visit<T, Exponent::two>(tile, f, s);
-      case Exponent::any:
-        return visit<T, Exponent::any>(tile, f, s);
-    }
+    if (n == 2 && tiles[0].size == tiles[1].size) return visit<T, E, 2>(tiles, f, survivors);
+    for (int t = 0; t < n; ++t) visit<T, E, 1>(tiles + t, f, survivors + t);
   });
+}
+
+}  // namespace
+
+void SELECTIVE_ISA_NAME(visit)(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* survivors) {
+  switch (f.kind) {
+    case Exponent::zero:
+      return visit<Exponent::zero>(dtype, tiles, n, f, survivors);
+    case Exponent::half:
+      return visit<Exponent::half>(dtype, tiles, n, f, survivors);
+    case Exponent::one:
+      return visit<Exponent::one>(dtype, tiles, n, f, survivors);
+    case Exponent::two:
+      return visit<Exponent::two>(dtype, tiles, n, f, survivors);
+    case Exponent::any:
+      return visit<Exponent::any>(dtype, tiles, n, f, survivors);
+  }
 }
 
 }  // namespace selective
