@@ -102,23 +102,25 @@ def check_k(k: int) -> None:
         raise ValueError(f"k: expected an integer >= 0, got {k}")
 
 
-def check_index(index: SparseIndex, numels: list[int], name: str = "index") -> None:
-    """Checks the shape of an index against its tensors, in O(number of tensors), unless it passed for them before.
+def check_index(index: SparseIndex, numels: list[int], device: torch.device) -> None:
+    """Checks an index against the sizes of its tensors, in O(number of tensors), unless it passed for them before.
 
     Raises:
-        ValueError: another number of tensors, or an offset past the end of its tensor.
+        ValueError: another device or number of tensors, or an offset past the end of its tensor.
     """
+    if index.offsets.device != device:
+        raise ValueError(f"index: expected offsets on {device} as the tensors, got {index.offsets.device}")
     if index.checked_for is numels:
         return
     if index.n_tensors != len(numels):
-        raise ValueError(f"{name}: expected an index over {len(numels)} tensors, got one over {index.n_tensors}")
+        raise ValueError(f"index: expected an index over {len(numels)} tensors, got one over {index.n_tensors}")
     if len(index.offsets) < index.count or index.offsets.dtype != torch.int32:
         raise ValueError(
-            f"{name}: expected {index.count} int32 offsets, got {len(index.offsets)} of {index.offsets.dtype}"
+            f"index: expected {index.count} int32 offsets, got {len(index.offsets)} of {index.offsets.dtype}"
         )
     starts = torch.tensor(index.starts)
     if bool((starts.diff() < 0).any()) or index.starts[0] != 0:
-        raise ValueError(f"{name}: expected ascending starts from 0, got {index.starts}")
+        raise ValueError(f"index: expected ascending starts from 0, got {index.starts}")
     used = starts.diff() > 0
     valid = index.valid.cpu()
     first, last = valid[starts[:-1][used]], valid[starts[1:][used] - 1]
@@ -127,18 +129,18 @@ def check_index(index: SparseIndex, numels: list[int], name: str = "index") -> N
     if len(outside):
         bad = int(outside[0])
         raise ValueError(
-            f"{name}: expected offsets in [0, {int(sizes[bad])}), got {int(first[bad])} to {int(last[bad])} for tensor "
+            f"index: expected offsets in [0, {int(sizes[bad])}), got {int(first[bad])} to {int(last[bad])} for tensor "
             f"{int(used.nonzero()[bad])}"
         )
     index.checked_for = numels
 
 
-def check_entries(array: Tensor, dtype: torch.dtype | None, count: int, name: str) -> None:
+def check_entries(array: Tensor, dtype: torch.dtype | None, count: int, device: torch.device, name: str) -> None:
     """Checks a per-entry array: contiguous, of 4-byte items, at least `count` long.
 
     Raises:
         TypeError: another dtype.
-        ValueError: too short or not contiguous.
+        ValueError: too short, not contiguous, or on another device.
     """
     if dtype is not None and array.dtype is not dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {array.dtype}")
@@ -148,3 +150,5 @@ def check_entries(array: Tensor, dtype: torch.dtype | None, count: int, name: st
         raise ValueError(
             f"{name}: expected a contiguous vector of {count} items or more, got shape {tuple(array.shape)}"
         )
+    if array.device != device:
+        raise ValueError(f"{name}: expected a vector on {device}, got one on {array.device}")

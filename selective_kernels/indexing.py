@@ -21,9 +21,9 @@ def gather(
 ) -> Tensor:
     """The values at `index`, widened to float32, shape (count,); written to the front of `out` if it is given."""
     table = as_table(tensors)
-    check_index(index, table.numels)
+    check_index(index, table.numels, table.device)
     out = torch.empty(index.count, dtype=torch.float32, device=index.offsets.device) if out is None else out
-    check_entries(out, torch.float32, index.count, "out")
+    check_entries(out, torch.float32, index.count, table.device, "out")
     dispatch.implementation("gather", table.device, backend)(table, index, out=out)
     return out[: index.count]
 
@@ -31,7 +31,7 @@ def gather(
 def gather_bits(tensors: Sequence[Tensor] | Table, index: SparseIndex, *, backend: str = "auto") -> Tensor:
     """The raw bits at `index`, zero-extended to int32, shape (count,)."""
     table = as_table(tensors)
-    check_index(index, table.numels)
+    check_index(index, table.numels, table.device)
     bits: Tensor = dispatch.implementation("gather_bits", table.device, backend)(table, index)
     return bits
 
@@ -50,8 +50,8 @@ def gather_grads(
     Returns:
         Whether all of them are finite.
     """
-    check_index(index, table.numels)
-    check_entries(out, torch.float32, index.count, "out")
+    check_index(index, table.numels, table.device)
+    check_entries(out, torch.float32, index.count, table.device, "out")
     checked = table.check_grads(tensors, grads)
     finite = dispatch.implementation("gather_grads", table.device, backend)(table, index, tensors, checked, out)
     return bool(finite)
@@ -60,8 +60,8 @@ def gather_grads(
 def scatter_(tensors: Sequence[Tensor] | Table, index: SparseIndex, values: Tensor, *, backend: str = "auto") -> None:
     """Writes float32 values, shape (count,), to the positions of `index`, rounded to nearest even."""
     table = as_table(tensors)
-    check_index(index, table.numels)
-    check_entries(values, torch.float32, index.count, "values")
+    check_index(index, table.numels, table.device)
+    check_entries(values, torch.float32, index.count, table.device, "values")
     dispatch.implementation("scatter_", table.device, backend)(table, index, values)
 
 
@@ -71,8 +71,8 @@ def swap_(tensors: Sequence[Tensor] | Table, index: SparseIndex, bits: Tensor, *
     Doing it twice restores both, bit for bit.
     """
     table = as_table(tensors)
-    check_index(index, table.numels)
-    check_entries(bits, torch.int32, index.count, "bits")
+    check_index(index, table.numels, table.device)
+    check_entries(bits, torch.int32, index.count, table.device, "bits")
     dispatch.implementation("swap_", table.device, backend)(table, index, bits)
 
 
@@ -86,17 +86,18 @@ def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays, *, backend
             like `index` and have room.
 
     Raises:
-        ValueError, TypeError: no room, or arrays of another size.
+        ValueError, TypeError: no room, or arrays of another size or device.
     """
-    total = index.count + new.count
+    total, device = index.count + new.count, index.offsets.device
     if new.n_tensors != index.n_tensors:
         raise ValueError(f"new: expected an index over {index.n_tensors} tensors, got one over {new.n_tensors}")
-    check_entries(index.offsets, torch.int32, total, "index.offsets")
+    check_entries(index.offsets, torch.int32, total, device, "index.offsets")
+    check_entries(new.offsets, torch.int32, new.count, device, "new.offsets")
     for i, (data, fresh) in enumerate(arrays):
-        check_entries(data, None, total, f"arrays[{i}][0]")
+        check_entries(data, None, total, device, f"arrays[{i}][0]")
         if fresh is not None:
-            check_entries(fresh, data.dtype, new.count, f"arrays[{i}][1]")
-    dispatch.implementation("merge_", index.offsets.device, backend)(index, new, arrays)
+            check_entries(fresh, data.dtype, new.count, device, f"arrays[{i}][1]")
+    dispatch.implementation("merge_", device, backend)(index, new, arrays)
     if new.checked_for is not index.checked_for:
         index.checked_for = None
 

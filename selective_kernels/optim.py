@@ -76,8 +76,8 @@ class Update:
 
 def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: int) -> None:
     """Raises TypeError or ValueError if anything is of another dtype, length or range than `Update` says."""
-    count, n_tensors = update.index.count, len(update.table)
-    check_index(update.index, update.table.numels)
+    count, n_tensors, device = update.index.count, len(update.table), update.table.device
+    check_index(update.index, update.table.numels, update.table.device)
     check_numbers(update.tensors, n_tensors)
     if len(update.group_of) != n_tensors or not all(0 <= group < n_groups for group in update.group_of):
         raise ValueError(f"group_of: expected {n_tensors} numbers below {n_groups}, got {list(update.group_of)}")
@@ -87,11 +87,11 @@ def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: 
         )
     for name, array in {"grads": update.grads, "master": update.master, **arrays}.items():
         if array is not None:
-            check_entries(array, torch.float32, count, name)
+            check_entries(array, torch.float32, count, device, name)
     if update.master is None and any(update.table.params[i].dtype != torch.float32 for i in update.tensors):
         raise ValueError("master: expected fp32 copies for 16-bit parameters, got None")
     if update.ages is not None:
-        check_entries(update.ages.chosen, torch.int32, count, "ages.chosen")
+        check_entries(update.ages.chosen, torch.int32, count, device, "ages.chosen")
 
 
 def adam_(
@@ -128,9 +128,9 @@ def square_sum(
     table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor, *, backend: str = "auto"
 ) -> float:
     """Sum of squares of the selected gradients of some tensors, in float64 over blocks of 4096 in index order."""
-    check_index(index, table.numels)
+    check_index(index, table.numels, table.device)
     check_numbers(tensors, len(table))
-    check_entries(grads, torch.float32, index.count, "grads")
+    check_entries(grads, torch.float32, index.count, table.device, "grads")
     return float(dispatch.implementation("square_sum", table.device, backend)(table, index, tensors, grads))
 
 

@@ -20,7 +20,7 @@ class Table:
     """A checked list of tensors; addresses are read anew for each call, since parameters and gradients may move.
 
     Raises:
-        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`).
+        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), or several devices.
     """
 
     def __init__(self, params: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
@@ -28,6 +28,10 @@ class Table:
         self.names = list(names) if names is not None else [f"params[{i}]" for i in range(len(self.params))]
         for param, name in zip(self.params, self.names, strict=True):
             check_param(param, name)
+        devices = {param.device for param in self.params}
+        if len(devices) > 1:
+            raise ValueError(f"params: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
+        self.device = devices.pop() if devices else torch.device("cpu")  # fixed: see `unchanged`
         self.numels = [param.numel() for param in self.params]
         self.dtypes = [param.dtype for param in self.params]
         self._shapes = [param.shape for param in self.params]
@@ -38,9 +42,10 @@ class Table:
         self._pins = 0
 
     def unchanged(self) -> bool:
-        """Whether all tensors still have the size, dtype and layout that were checked (`.data` can be replaced)."""
+        """Whether all tensors still are of the size, dtype, layout and device checked (`.data` can be replaced)."""
+        device = self.device
         return self._pins > 0 or all(
-            param.numel() == numel and param.dtype is dtype and param.is_contiguous()
+            param.numel() == numel and param.dtype is dtype and param.is_contiguous() and param.device == device
             for param, numel, dtype in zip(self.params, self.numels, self.dtypes, strict=True)
         )
 
@@ -63,24 +68,19 @@ class Table:
     def __len__(self) -> int:
         return len(self.params)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the first tensor; the CPU for an empty table."""
-        return self.params[0].device if self.params else torch.device("cpu")
-
     def check_grads(self, tensors: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of the tensors numbered `tensors`, contiguous; for the errors see `checks`."""
         check_numbers(tensors, len(self.params))
         if len(grads) != len(tensors):
             raise ValueError(f"grads: expected {len(tensors)} gradients, one per tensor, got {len(grads)}")
-        params, dtypes, shapes = self.params, self.dtypes, self._shapes
+        params, dtypes, shapes, device = self.params, self.dtypes, self._shapes, self.device
         return [
             grad
             if grad.dtype is dtypes[i]
             and grad.layout is torch.strided
             and grad.shape == shapes[i]
             and grad.is_contiguous()
-            and grad.device == params[i].device
+            and grad.device == device
             else check_grad(grad, params[i], self.names[i])
             for i, grad in zip(tensors, grads, strict=True)
         ]
@@ -114,5 +114,5 @@ def as_table(params: Sequence[Tensor] | Table) -> Table:
     if not isinstance(params, Table):
         return Table(params)
     if not params.unchanged():
-        raise RuntimeError("params: expected the sizes, dtypes and layouts that the table was made for, got others")
+        raise RuntimeError("params: expected sizes, dtypes, layouts and device that the table was made for, got others")
     return params

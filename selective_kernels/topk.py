@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels import dispatch
-from selective_kernels.checks import check_added_once, check_index, check_k, check_score
+from selective_kernels.checks import check_added_once, check_entries, check_index, check_k, check_score
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads_ref
 from selective_kernels.score import Score, score_ref
@@ -75,7 +75,7 @@ def scan(
     table = as_table(params)
     check_score(score)
     check_k(k)
-    check_index(index, table.numels)
+    check_index(index, table.numels, table.device)
     made: Scan = dispatch.implementation("scan", table.device, backend)(table, index, k, score, hint)
     return made
 
@@ -96,8 +96,9 @@ def topk(
     """
     if len(grads) != len(params):
         raise ValueError(f"grads: expected {len(params)} gradients or None, one per tensor, got {len(grads)}")
-    index = SparseIndex.empty(len(params)) if index is None else index
-    running = scan(params, index, k, score, hint=hint, backend=backend)
+    table = Table(params)
+    index = SparseIndex.empty(len(table), device=table.device) if index is None else index
+    running = scan(table, index, k, score, hint=hint, backend=backend)
     running.add([i for i, grad in enumerate(grads) if grad is not None], [g for g in grads if g is not None])
     return running.finalize()
 
@@ -125,6 +126,8 @@ class ReferenceScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
+        check_index(index, self._table.numels, self._table.device)
+        check_entries(out, torch.float32, index.count, self._table.device, "out")
         gather_grads_ref(self._table, index, list(self._grads), list(self._grads.values()), out)
 
     def finalize(self) -> SparseIndex:

@@ -1,17 +1,8 @@
 // Gather, scatter and swap of single entries by flat offset: random access, so the loops prefetch.
 #include "isa.h"
+#include "prefetch.h"
 
 namespace selective {
-namespace {
-
-constexpr std::int64_t kAhead = 24;  // entries; about one memory latency of work
-
-template <int write, class T>
-inline void prefetch(const T* data, const std::int32_t* offsets, std::int64_t i, std::int64_t count) {
-  if (i + kAhead < count) __builtin_prefetch(data + offsets[i + kAhead], write);
-}
-
-}  // namespace
 
 bool SELECTIVE_ISA_NAME(gather)(DType dtype, const void* data, const std::int32_t* offsets, std::int64_t count,
                                 float* out) {
@@ -19,7 +10,7 @@ bool SELECTIVE_ISA_NAME(gather)(DType dtype, const void* data, const std::int32_
     const auto* source = static_cast<const decltype(storage)*>(data);
     std::uint32_t top = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-      prefetch<0>(source, offsets, i, count);
+      prefetch_entry(source, offsets, i, count);
       out[i] = widen(source[offsets[i]]);
       const std::uint32_t magnitude = bits_of(out[i]) & 0x7fffffffu;
       top = magnitude > top ? magnitude : top;
@@ -33,7 +24,7 @@ void SELECTIVE_ISA_NAME(gather_bits)(DType dtype, const void* data, const std::i
   with_dtype(dtype, [&](auto storage) {
     const auto* source = static_cast<const decltype(storage)*>(data);
     for (std::int64_t i = 0; i < count; ++i) {
-      prefetch<0>(source, offsets, i, count);
+      prefetch_entry(source, offsets, i, count);
       out[i] = raw_bits(source[offsets[i]]);
     }
   });
@@ -45,7 +36,7 @@ void SELECTIVE_ISA_NAME(scatter)(DType dtype, void* data, const std::int32_t* of
     using T = decltype(storage);
     T* target = static_cast<T*>(data);
     for (std::int64_t i = 0; i < count; ++i) {
-      prefetch<1>(target, offsets, i, count);
+      prefetch_entry(target, offsets, i, count);
       target[offsets[i]] = narrow<T>(values[i]);
     }
   });
@@ -57,7 +48,7 @@ void SELECTIVE_ISA_NAME(swap)(DType dtype, void* data, const std::int32_t* offse
     using T = decltype(storage);
     T* target = static_cast<T*>(data);
     for (std::int64_t i = 0; i < count; ++i) {
-      prefetch<1>(target, offsets, i, count);
+      prefetch_entry(target, offsets, i, count);
       const std::uint32_t before = raw_bits(target[offsets[i]]);
       target[offsets[i]] = from_raw_bits<T>(bits[i]);
       bits[i] = before;

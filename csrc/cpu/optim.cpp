@@ -1,19 +1,19 @@
 // Sparse optimizer updates: blocks of entries are gathered into a small dense array, updated there by the compiler's
 // vector code, and scattered back. Random access is what costs, so it is prefetched.
 #include "isa.h"
+#include "prefetch.h"
 
 namespace selective {
 namespace {
 
 constexpr std::int64_t kBlock = 256;
-constexpr std::int64_t kAhead = 32;
 
 // theta[i] in float32; a 16-bit parameter comes from its master copy unless somebody wrote to the model (C6).
 template <class T>
 void gather_block(const T* param, const std::int32_t* offsets, const float* master, std::int64_t count,
                   std::int64_t left, float* theta) {
   for (std::int64_t i = 0; i < count; ++i) {
-    if (i + kAhead < left) __builtin_prefetch(param + offsets[i + kAhead], 1);
+    prefetch_entry(param, offsets, i, left);
     const T stored = param[offsets[i]];
     if constexpr (sizeof(T) == sizeof(float)) {
       theta[i] = widen(stored);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "parallel.h"
+#include "prefetch.h"
 
 namespace selective {
 namespace {
@@ -154,8 +155,8 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
           const std::int64_t first = lines.within(row, line_of(i)) * kLine;
           places[i - begin] = {row, first};
           const DType dtype = static_cast<DType>(rows[row].dtype);
-          __builtin_prefetch(element(rows[row].grad, dtype, first));
-          __builtin_prefetch(element(rows[row].param, dtype, first));
+          prefetch(element(rows[row].grad, dtype, first));
+          prefetch(element(rows[row].param, dtype, first));
         }
         const Filter filter = make_filter(score_, std::max(best.floor(), kSmallest), kInfinity);
         for (std::int64_t i = begin; i < end; ++i) visit(worker, places[i - begin], filter);

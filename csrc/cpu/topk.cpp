@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "isa.h"
+#include "prefetch.h"
 #include "vec.h"
 
 namespace selective {
@@ -42,8 +43,8 @@ template <class T, Exponent E, bool exact, int unroll>
 inline int filter_vectors(const T* grad, const T* param, std::int32_t i, const Filter& f, Vec::Bits& top,
                           std::uint16_t* out) {
   for (int ahead = kPrefetch; ahead < kPrefetch + unroll * Vec::lanes * int{sizeof(T)}; ahead += kCacheLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(grad + i) + ahead);
-    __builtin_prefetch(reinterpret_cast<const char*>(param + i) + ahead);
+    prefetch(reinterpret_cast<const char*>(grad + i) + ahead);
+    prefetch(reinterpret_cast<const char*>(param + i) + ahead);
   }
   std::uint32_t masks[unroll];
   std::uint32_t any = 0;

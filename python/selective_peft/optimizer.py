@@ -204,11 +204,7 @@ class SelectiveOptimizer(Optimizer):
     def _make_table(self) -> Table:
         groups = enumerate(self.param_groups)
         names = [name for i, group in groups if group["selective"] for name in param_names(group, i)]
-        table = Table(self._selective_params(), names)
-        devices = {param.device for param in table.params}
-        if len(devices) > 1:
-            raise ValueError(f"params: expected selective parameters on one device, got {sorted(map(str, devices))}")
-        return table
+        return Table(self._selective_params(), names)
 
     def _bind(self) -> tuple[Table, Selection]:
         """The table of the parameters as they are now; sets everything up in the first step (C12)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selective_kernels import _native
 from selective_kernels._cpu.indexing import gather_grads
-from selective_kernels.checks import check_added_once, check_entries
+from selective_kernels.checks import check_added_once, check_entries, check_index
 from selective_kernels.index import SparseIndex
 from selective_kernels.score import Score
 from selective_kernels.table import Table
@@ -37,7 +37,7 @@ class CpuScan:
         check_added_once(tensors, self._numbers)
         checked = self._table.check_grads(tensors, grads)
         if grads_out is not None:
-            check_entries(grads_out, torch.float32, self._index.count, "grads_out")
+            check_entries(grads_out, torch.float32, self._index.count, self._table.device, "grads_out")
         self._added.append((tensors, checked))
         self._numbers.update(tensors)
         rows = self._table.rows(self._index, tensors, checked)
@@ -59,6 +59,8 @@ class CpuScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
+        check_index(index, self._table.numels, self._table.device)
+        check_entries(out, torch.float32, index.count, self._table.device, "out")
         for tensors, grads in self._added:
             gather_grads(self._table, index, tensors, grads, out)
 
