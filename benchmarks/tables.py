@@ -82,7 +82,7 @@ def demo_table() -> str:
     lines = [
         [
             row["method"],
-            row["accuracy"],
+            row["accuracy"] + (f" ± {row['accuracy_std']}" if row["accuracy_std"] else ""),
             f"{int(row['trained_scalars']):,}",
             format_bytes(float(row["state_bytes"])) if row["state_bytes"] else "",
             row["forward_backward_seconds"],
@@ -94,8 +94,9 @@ def demo_table() -> str:
     first = trained[0]
     title = (
         f"all-MiniLM-L6-v2 ({int(first['scalars']):,} scalars) on film reviews, {first['steps']} steps of "
-        f"{first['batch_size']}, mean of {first['seeds']} seeds; accuracy on {int(first['test_reviews']):,} reviews of "
-        "films not seen in training (`python -m benchmarks.demo --all --seeds 3`, `benchmarks/results/demo.csv`):"
+        f"{first['batch_size']}, mean ± deviation of {first['seeds']} seeds; accuracy on "
+        f"{int(first['test_reviews']):,} reviews of films not seen in training "
+        "(`python -m benchmarks.demo --all --seeds 3`, `benchmarks/results/demo.csv`):"
     )
     header = ("", "accuracy", "scalars trained", "optimizer state", "forward + backward s", "optimizer s")
     return f"{title}\n\n" + markdown(header, lines)
