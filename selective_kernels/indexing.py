@@ -10,6 +10,7 @@ from torch import Tensor
 from selective_kernels import dispatch
 from selective_kernels.checks import check_entries, check_index
 from selective_kernels.index import SparseIndex
+from selective_kernels.ranges import ranged
 from selective_kernels.table import Table, as_table
 
 MergeArrays = Sequence[tuple[Tensor, Tensor | None]]
@@ -36,6 +37,7 @@ def gather_bits(tensors: Sequence[Tensor] | Table, index: SparseIndex, *, backen
     return bits
 
 
+@ranged("gather")
 def gather_grads(
     table: Table,
     index: SparseIndex,
@@ -76,6 +78,7 @@ def swap_(tensors: Sequence[Tensor] | Table, index: SparseIndex, bits: Tensor, *
     dispatch.implementation("swap_", table.device, backend)(table, index, bits)
 
 
+@ranged("merge")
 def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays, *, backend: str = "auto") -> None:
     """Inserts the entries of `new` into `index` and their values into per-entry arrays, all in place.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from selective_kernels import dispatch
 from selective_kernels.checks import check_entries, check_index, check_numbers
 from selective_kernels.index import SparseIndex
+from selective_kernels.ranges import ranged
 from selective_kernels.table import Table
 
 NORM_BLOCK = 4096  # entries per float64 partial sum, as in csrc/selective.h
@@ -94,6 +95,7 @@ def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: 
         check_entries(update.ages.chosen, torch.int32, count, device, "ages.chosen")
 
 
+@ranged("update")
 def adam_(
     update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[AdamGroup], *, backend: str = "auto"
 ) -> None:
@@ -109,6 +111,7 @@ def adam_(
     dispatch.implementation("adam_", update.table.device, backend)(update, exp_avg, exp_avg_sq, groups)
 
 
+@ranged("update")
 def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup], *, backend: str = "auto") -> None:
     """One SGD step on the selected entries, in place; arithmetic as in torch.optim, in float32.
 

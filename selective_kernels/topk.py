@@ -12,6 +12,7 @@ from selective_kernels import dispatch
 from selective_kernels.checks import check_added_once, check_entries, check_index, check_k, check_score
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads_ref
+from selective_kernels.ranges import ranged
 from selective_kernels.score import Score, score_ref
 from selective_kernels.table import Table, as_table
 
@@ -113,6 +114,7 @@ class ReferenceScan:
         self.threshold = 0.0
         self.passes = 0
 
+    @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
         check_added_once(tensors, self._grads)
@@ -130,6 +132,7 @@ class ReferenceScan:
         check_entries(out, torch.float32, index.count, self._table.device, "out")
         gather_grads_ref(self._table, index, list(self._grads), list(self._grads.values()), out)
 
+    @ranged("finalize")
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
         keys, owners, offsets = (

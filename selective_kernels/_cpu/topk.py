@@ -12,6 +12,7 @@ from selective_kernels import _native
 from selective_kernels._cpu.indexing import gather_grads
 from selective_kernels.checks import check_added_once, check_entries, check_index
 from selective_kernels.index import SparseIndex
+from selective_kernels.ranges import ranged
 from selective_kernels.score import Score
 from selective_kernels.table import Table
 
@@ -32,6 +33,7 @@ class CpuScan:
         self._added: list[tuple[Sequence[int], Sequence[Tensor]]] = []  # finalize may read the gradients again
         self._numbers: set[int] = set()
 
+    @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
         check_added_once(tensors, self._numbers)
@@ -48,6 +50,7 @@ class CpuScan:
         """See `Scan.nonfinite`."""
         return bool(self._scan.nonfinite)
 
+    @ranged("finalize")
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
         count = self._scan.finalize()
