@@ -96,9 +96,10 @@ def load(name: str, seed: int, classes: list[str] | None) -> Loaded:
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
     """Tokenised examples, as the Trainer takes them."""
 
-    def __init__(self, examples: Examples, tokenizer: Any, max_length: int) -> None:
-        longest = min(max_length, int(tokenizer.model_max_length))
-        self._encoded = tokenizer(examples.texts, examples.pairs, truncation=True, max_length=longest)
+    def __init__(self, examples: Examples, loaded: Loaded, max_length: int) -> None:
+        positions = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
+        longest = min(max_length, int(loaded.tokenizer.model_max_length), positions)
+        self._encoded = loaded.tokenizer(examples.texts, examples.pairs, truncation=True, max_length=longest)
         self._labels = examples.labels
 
     def __len__(self) -> int:
@@ -242,8 +243,8 @@ def train(
         trainer = Trainer(
             loaded.model,
             arguments,
-            train_dataset=Rows(training, loaded.tokenizer, recipe.max_length),
-            eval_dataset=Rows(evaluation, loaded.tokenizer, recipe.max_length),
+            train_dataset=Rows(training, loaded, recipe.max_length),
+            eval_dataset=Rows(evaluation, loaded, recipe.max_length),
             data_collator=DataCollatorWithPadding(loaded.tokenizer),
             optimizers=(optimizer, None),
             compute_metrics=lambda given: metrics(given.predictions, given.label_ids),

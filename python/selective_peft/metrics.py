@@ -29,10 +29,14 @@ def classification(logits: Any, labels: Any) -> dict[str, float]:
 def regression(predictions: Any, labels: Any) -> dict[str, float]:
     """Pearson's and Spearman's correlation (0 for constant predictions, where they do not exist) and the mean square.
 
+    All are NaN if a prediction is not finite.
+
     Args:
         predictions, labels: float arrays with one item per row.
     """
     x, y = np.asarray(predictions, dtype=np.float64).reshape(-1), np.asarray(labels, dtype=np.float64).reshape(-1)
+    if not np.isfinite(x).all():
+        return dict.fromkeys(REGRESSION, float("nan"))
     constant = np.ptp(x) == 0.0 or np.ptp(y) == 0.0
     return {
         "pearson": 0.0 if constant else float(stats.pearsonr(x, y).statistic),

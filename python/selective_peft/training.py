@@ -109,9 +109,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     steps = number_of_steps(options, len(parts.training))
     optimizer = make_optimizer(loaded, options, steps)
     scalars = sum(param.numel() for param in loaded.model.parameters())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     console.print(
         f"{len(parts.training):,} rows to train, {len(parts.evaluation):,} to evaluate; {options.model}: {scalars:,} "
-        f"scalars, {steps:,} steps of {options.batch_size * options.accumulation}, kernels: {dispatch.resolve('cpu')}.",
+        f"scalars, {steps:,} steps of {options.batch_size * options.accumulation}, "
+        f"kernels: {dispatch.resolve(device)}.",
         highlight=False,
     )
     recipe = hf.Recipe(

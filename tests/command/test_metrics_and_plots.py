@@ -20,6 +20,10 @@ def test_regression_by_hand():
     assert metrics.regression(np.ones(3), np.array([1.0, 2.0, 3.0]))["spearman"] == 0.0
 
 
+def test_regression_of_nan_is_nan():
+    assert np.isnan(list(metrics.regression(np.array([1.0, np.nan]), np.array([1.0, 2.0])).values())).all()
+
+
 def test_baselines_answer_what_training_had_most_of():
     assert metrics.baseline([1, 1, 0], [1, 0, 0, 1], True)["accuracy"] == 0.5
     assert metrics.baseline([2, 2, 0], [2, 2, 2, 1], True)["accuracy"] == 0.75

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,24 @@ def test_regression(tiny_model, review_file, tmp_path):
         assert found[name] == pytest.approx(report["metrics"]["fine_tuned"][name], rel=1e-4, abs=1e-5)
     assert report["metrics"]["fine_tuned"]["spearman"] > 0.6
     assert report["metrics"]["constant_answer"]["pearson"] == 0.0
+
+
+def test_texts_longer_than_the_model_takes(tiny_model, tmp_path):
+    """A tokenizer that knows no limit does not make the model look up positions that it does not have."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("model_max_length")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    file = write_csv(tmp_path / "long.csv", [{**row, "text": row["text"] + " film" * 100} for row in reviews(40)])
+    assert train(folder, file, tmp_path / "out") == 0
+
+
+def test_the_command_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "selective_peft", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "selective-peft" in done.stdout
 
 
 def test_the_same_seed_gives_the_same_files(tiny_model, review_file, tmp_path):
