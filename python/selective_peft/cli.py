@@ -16,20 +16,24 @@ from selective_peft.schedules import SCHEDULES
 FAILED, REFUSED = 1, 2
 EXTRA = "pip install 'selective-kernels[train]'"
 TRAIN = """\
-Fine-tunes a Hugging Face model on a CSV or JSONL file of labelled texts, training only a chosen few of its scalars.
+Fine-tunes a Hugging Face model on a CSV or JSONL file of labelled texts, training
+only a chosen few of its scalars.
 
 example:
   selective-peft train --model sentence-transformers/all-MiniLM-L6-v2 --data reviews.csv \\
-    --text-column text --label-column category --budget 0.5% --epochs 1 --output reviews-tuned
+    --text-column text --label-column category --budget 0.5% --output reviews-tuned
 
-The new head of the model is trained whole; the budget is spent on the rest. The output folder gets metrics.json, \
-selected.safetensors (<parameter>.indices, <parameter>.values, and the head) and report.png. It appears when training \
-is done, or not at all."""
+The new head of the model is trained whole; the budget is spent on the rest. The
+output folder gets metrics.json, report.png and selected.safetensors, which holds
+<parameter>.indices, <parameter>.values and the head. It appears when training is
+done, or not at all."""
 PROFILE = """\
-Runs a few steps on random tokens and says where their time and memory go, beside the machine's read bandwidth.
+Runs a few steps on random tokens and says where their time and memory go, beside
+the machine's read bandwidth.
 
 example:
-  selective-peft profile --model sentence-transformers/all-MiniLM-L6-v2 --batch-size 32 --length 64"""
+  selective-peft profile --model sentence-transformers/all-MiniLM-L6-v2 \\
+    --batch-size 32 --length 64"""
 CODES = "exit codes: 0 done, 1 failed or interrupted while running, 2 something given cannot be used"
 
 
@@ -85,10 +89,19 @@ def share(text: str) -> float:
 def _selection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("selection")
     group.add_argument(
-        "--budget", type=budget, default=0.005, help="scalars to train: a number or a share (%(default)s)"
+        "--budget",
+        type=budget,
+        default=0.005,
+        help="scalars to train: a number, or a share such as 0.5%% (%(default)s)",
     )
-    group.add_argument("--score-exp", type=float, default=2.0, metavar="EXP", help="exp of D3 (%(default)s)")
-    group.add_argument("--score-eps", type=POSITIVE, default=1.0, metavar="EPS", help="eps of D3 (%(default)s)")
+    group.add_argument(
+        "--score-exp",
+        type=float,
+        default=2.0,
+        metavar="EXP",
+        help="of the score |gradient| / (|theta| + eps)^exp (%(default)s)",
+    )
+    group.add_argument("--score-eps", type=POSITIVE, default=1.0, metavar="EPS", help="(%(default)s)")
     group.add_argument(
         "--select-every", type=COUNT, default=1, metavar="K", help="select in every K-th step (%(default)s)"
     )
@@ -99,7 +112,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; new or empty")
     group = parser.add_argument_group("data")
     group.add_argument("--data", type=Path, required=True, metavar="FILE", help="training rows: .csv or .jsonl")
-    group.add_argument("--task", choices=("classification", "regression"), default="classification")
+    group.add_argument(
+        "--task", choices=("classification", "regression"), default="classification", help="(%(default)s)"
+    )
     group.add_argument("--text-column", default="text", metavar="NAME", help="(%(default)s)")
     group.add_argument("--text-pair-column", metavar="NAME", help="a second text, such as a passage for a question")
     group.add_argument("--label-column", default="label", metavar="NAME", help="(%(default)s)")
@@ -139,7 +154,7 @@ def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_above(3, int), default=10, help="measured steps (%(default)s)")
     parser.add_argument("--seed", type=NUMBER, default=0, help="(%(default)s)")
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="also write torch.profiler's trace (JSON) of one step"
+        "--trace", type=Path, metavar="FILE", help="also write torch.profiler's trace of one step (JSON)"
     )
     _selection(parser)
 
