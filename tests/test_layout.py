@@ -32,13 +32,14 @@ COMMAND_STANDARD = {
     "shutil",
     "statistics",
 }
-COMMAND_STANDARD |= {"sys", "tempfile"}
+COMMAND_STANDARD |= {"signal", "sys", "tempfile", "threading"}
 COMMAND = {
     "__main__": set(),
     "cli": {"rich"},
     "data": {"datasets", "sklearn"},
     "errors": set(),
-    "hf": {"safetensors", "transformers"},
+    "hf": {"transformers"},
+    "loading": {"huggingface_hub", "safetensors", "transformers"},
     "metrics": {"numpy", "scipy", "sklearn"},
     "plots": {"matplotlib", "numpy"},
     "profiling": {"rich"},

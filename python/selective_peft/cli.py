@@ -6,7 +6,9 @@ import argparse
 import importlib
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -86,6 +88,18 @@ def share(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    """An integer in [0, 2^32), which all random generators take.
+
+    Raises:
+        argparse.ArgumentTypeError: another one.
+    """
+    value = NUMBER(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected an integer below 2^32, got {text}")
+    return int(value)
+
+
 def _selection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("selection")
     group.add_argument(
@@ -144,7 +158,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="mixed precision (%(default)s)"
     )
     group.add_argument("--evaluations", type=COUNT, default=5, metavar="N", help="during training (%(default)s)")
-    group.add_argument("--seed", type=NUMBER, default=0, help="of head, split and order of rows (%(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help="of head, split and order of rows (%(default)s)")
 
 
 def _profile(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +166,7 @@ def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=COUNT, default=16, help="(%(default)s)")
     parser.add_argument("--length", type=COUNT, default=128, metavar="TOKENS", help="(%(default)s)")
     parser.add_argument("--steps", type=_above(3, int), default=10, help="measured steps (%(default)s)")
-    parser.add_argument("--seed", type=NUMBER, default=0, help="(%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="(%(default)s)")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="also write torch.profiler's trace of one step (JSON)"
     )
@@ -185,6 +199,8 @@ def parser() -> argparse.ArgumentParser:
 def main(given: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     options = parser().parse_args(given)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns about forks
     try:
         module = importlib.import_module(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -51,6 +53,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def inputs(self) -> list[tuple[str, str]]:
+        """Text and second text ("" without one) of each row."""
+        return list(zip(self.texts, self.pairs or [""] * len(self.texts), strict=True))
+
     def rows(self, numbers: Sequence[int]) -> Examples:
         """These rows, in this order."""
         return Examples(
@@ -73,46 +79,81 @@ def read_columns(path: Path, columns: Columns) -> dict[str, list[str]]:
     if kind not in CSV + JSON_LINES:
         raise InputError(f"{path}: expected a name that ends in {', '.join(CSV + JSON_LINES)}, got {kind or 'none'!r}")
     try:
-        table = _load(path, kind)
+        cells = _json_cells(path, columns) if kind in JSON_LINES else _csv_cells(path, columns)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8 text, got other bytes ({first_line(error)})") from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, LookupError, csv.Error) as error:
         cause = error.__cause__ or error.__context__ or error
         raise InputError(f"{path}: cannot be read as {kind[1:].upper()} ({first_line(cause)})") from error
-    for name in columns.given():
-        if name not in table.column_names:
-            raise InputError(f"{path}: expected a column {name!r}, found {', '.join(map(repr, table.column_names))}")
-    if len(table) == 0:
+    if not cells[columns.text]:
         raise InputError(f"{path}: expected rows, found none")
-    return {name: _cells(path, name, table[name]) for name in columns.given()}
+    for name, values in cells.items():
+        if "" in values:
+            raise InputError(
+                f"{path}: expected a value in every cell of column {name!r}, found {values.count('')} empty ones, the "
+                f"first in row {values.index('') + 1}"
+            )
+    return cells
 
 
-def _load(path: Path, kind: str) -> datasets.Dataset:
-    if path.stat().st_size == 0:
-        raise ValueError("the file is empty")
-    with tempfile.TemporaryDirectory() as cache:
-        if kind in JSON_LINES:
-            return datasets.Dataset.from_json(str(path), keep_in_memory=True, cache_dir=cache)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file))
-            below = sum(1 for _ in file)  # where bytes are no text, Python says which; a parser in C may not
-        if not below:
-            raise InputError(f"{path}: expected rows, found none")
+def _check_columns(path: Path, columns: Columns, found: Sequence[str]) -> None:
+    for name in columns.given():
+        if name not in found:
+            raise InputError(f"{path}: expected a column {name!r}, found {', '.join(map(repr, found)) or 'none'}")
+
+
+def _csv_cells(path: Path, columns: Columns) -> dict[str, list[str]]:
+    csv.field_size_limit(2**31 - 1)  # of characters; texts can be long
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file) if row)
+        header = next(rows, None)
+        if header is None:
+            raise ValueError("the file is empty")
+        names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
         if len(set(names)) < len(names):
             raise ValueError("two columns have one name")
-        features = datasets.Features({name: datasets.Value("string") for name in names})
-        return datasets.Dataset.from_csv(
-            str(path), keep_in_memory=True, cache_dir=cache, features=features, keep_default_na=False
+        _check_columns(path, columns, names)
+        count = 0
+        for count, row in enumerate(rows, 1):
+            if len(row) != len(names):  # pandas would move the cells to other columns, or invent some
+                raise ValueError(f"row {count} has {len(row)} cells, the header {len(names)}")
+    if not count:
+        raise InputError(f"{path}: expected rows, found none")
+    with tempfile.TemporaryDirectory() as cache:
+        table = datasets.Dataset.from_csv(
+            str(path),
+            keep_in_memory=True,
+            cache_dir=cache,
+            features=datasets.Features({name: datasets.Value("string") for name in names}),
+            keep_default_na=False,
+            index_col=False,
         )
+    if len(table) != count:
+        raise ValueError(f"{count} rows by one way to read it, {len(table)} by another")
+    return {name: [str(value).strip() for value in table[name]] for name in columns.given()}
 
 
-def _cells(path: Path, name: str, values: Sequence[object]) -> list[str]:
-    cells = ["" if value is None else str(value).strip() for value in values]
-    if "" in cells:
-        raise InputError(
-            f"{path}: expected a value in every cell of column {name!r}, found {cells.count('')} empty ones, the first "
-            f"in row {cells.index('') + 1}"
-        )
+def _json_cells(path: Path, columns: Columns) -> dict[str, list[str]]:
+    """Read without guessing types: dates and long numbers stay what is written."""
+    content = path.read_text(encoding="utf-8-sig")
+    if not content.strip():
+        raise ValueError("the file is empty")
+    read = partial(json.loads, parse_int=str, parse_float=str)
+    rows = (
+        read(content)
+        if content.lstrip().startswith("[")
+        else [read(line) for line in content.split("\n") if line.strip()]
+    )
+    cells: dict[str, list[str]] = {name: [] for name in columns.given()}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is no object with columns")
+        _check_columns(path, columns, list(row))
+        for name, found in cells.items():
+            value = row[name]
+            if isinstance(value, list | dict):
+                raise ValueError(f"row {number} has a {type(value).__name__} in column {name!r}")
+            found.append("" if value is None else str(value).strip())
     return cells
 
 
@@ -154,13 +195,16 @@ def numbers(path: Path, columns: Columns, labels: Sequence[str]) -> list[float]:
     return found
 
 
-def read_examples(path: Path, columns: Columns, classes: Sequence[str] | None = None) -> tuple[Examples, list[str]]:
+def read_examples(
+    path: Path, columns: Columns, classes: Sequence[str] | None = None, ordered: Sequence[str] = ()
+) -> tuple[Examples, list[str]]:
     """Examples for classification, and the names of their classes.
 
     Args:
         path: CSV or JSONL file.
         columns: names of its columns.
         classes: the classes that there may be; None: those that there are.
+        ordered: if these are the same classes, their order counts: that of the head of a model.
 
     Raises:
         InputError: see `read_columns` and `class_names`; or a label that is none of `classes`.
@@ -168,6 +212,8 @@ def read_examples(path: Path, columns: Columns, classes: Sequence[str] | None = 
     cells = read_columns(path, columns)
     labels = cells[columns.label]
     known = class_names(path, columns, labels) if classes is None else list(classes)
+    if classes is None and sorted(known) == sorted(ordered):
+        known = list(ordered)
     number = {name: i for i, name in enumerate(known)}
     for row, label in enumerate(labels, 1):
         if label not in number:
@@ -215,7 +261,13 @@ def split(path: Path, examples: Examples, share: float, seed: int, classificatio
         if len(set(examples.groups)) < 2:
             raise InputError(f"{path}: expected two groups or more, found only {examples.groups[0]!r}")
         splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed)
-        train, held_out = next(splitter.split(everything, groups=examples.groups))
+        try:
+            train, held_out = next(splitter.split(everything, groups=examples.groups))
+        except ValueError as error:
+            count = len(set(examples.groups))
+            raise InputError(
+                f"{path}: {count} groups cannot be split with a share of {share} ({first_line(error)})"
+            ) from error
     else:
         if classification and min(counts.values()) < 2:
             rare = min(counts, key=counts.__getitem__)

@@ -1,25 +1,18 @@
-"""Hugging Face models under a selective optimizer: loading, and training with the Trainer.
-
-The only file that imports transformers.
-"""
+"""Training a Hugging Face model under a selective optimizer with the Trainer."""
 
 from __future__ import annotations
 
-import logging
+import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     ProgressCallback,
     Trainer,
@@ -30,75 +23,20 @@ from transformers import (
 from selective_kernels.ranges import stopwatch
 from selective_peft import SelectiveAdamW
 from selective_peft.data import Examples
-from selective_peft.errors import InputError, first_line
+from selective_peft.errors import InputError
+from selective_peft.loading import Loaded
 
 METRIC = "eval_"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer.
-
-    Attributes:
-        new: names of the parameters that the checkpoint does not have: the new head.
-    """
-
-    model: Any
-    tokenizer: Any
-    new: frozenset[str]
-
-
-def quiet() -> None:
-    """Keeps transformers from writing to the screen; errors come as exceptions."""
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-
-
-def load(name: str, seed: int, classes: list[str] | None) -> Loaded:
-    """A model with a head for the task, the new parts of which are drawn from `seed`.
-
-    Args:
-        name: a folder, or a model of the Hub; weights as safetensors (others could run code).
-        seed: for the parts that the checkpoint does not have.
-        classes: names of the classes; None for regression.
-
-    Raises:
-        InputError: it does not load.
-    """
-    task: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if classes is not None:
-        names = dict(enumerate(classes))
-        task = {"num_labels": len(classes), "problem_type": "single_label_classification", "id2label": names}
-        task["label2id"] = {label: number for number, label in names.items()}
-    torch.manual_seed(seed)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # the head of another task is replaced
-            output_loading_info=True,
-            **task,
-        )
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
-        raise InputError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise InputError(f"--model {name}: expected a tokenizer with a padding or an end token, found neither")
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
-    return Loaded(model, tokenizer, frozenset(missing & {key for key, _ in model.named_parameters()}))
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
     """Tokenised examples, as the Trainer takes them."""
 
     def __init__(self, examples: Examples, loaded: Loaded, max_length: int) -> None:
-        positions = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
-        longest = min(max_length, int(loaded.tokenizer.model_max_length), positions)
+        longest = min(max_length, loaded.positions)
+        special = loaded.tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
+        if longest <= special:
+            raise InputError(f"--max-length {max_length}: expected more than the {special} special tokens of a text")
         self._encoded = loaded.tokenizer(examples.texts, examples.pairs, truncation=True, max_length=longest)
         self._labels = examples.labels
 
@@ -119,7 +57,7 @@ class Recipe:
         accumulation: forward passes per step.
         lr: learning rate, which falls linearly to 0 after `warmup` steps.
         precision: "fp32", "bf16" or "fp16" (mixed: the weights stay float32).
-        evaluations: evaluations during training, evenly spread, the last one at its end.
+        evaluations: at most so many during training, evenly spread, the last one at its end.
     """
 
     steps: int
@@ -133,6 +71,12 @@ class Recipe:
     evaluations: int
 
 
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # or launches would be timed, not work
+    return time.perf_counter()
+
+
 @dataclass
 class Times(TrainerCallback):
     """Seconds per step: forward and backward, and the optimizer."""
@@ -143,17 +87,17 @@ class Times(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """The first forward pass of a step begins."""
-        self._began = time.perf_counter()
+        self._began = _now()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """All gradients are there."""
-        now = time.perf_counter()
+        now = _now()
         self.forward_backward.append(now - self._began)
         self._began = now
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """The step is done."""
-        self.optimizer.append(time.perf_counter() - self._began)
+        self.optimizer.append(_now() - self._began)
 
 
 class Bar(ProgressCallback):
@@ -233,7 +177,7 @@ def train(
             seed=recipe.seed,
             logging_steps=max(1, recipe.steps // 50),
             eval_strategy="steps",
-            eval_steps=max(1, recipe.steps // recipe.evaluations),
+            eval_steps=-(-recipe.steps // recipe.evaluations),
             save_strategy="no",
             report_to="none",
             disable_tqdm=False,  # by default quiet logging turns the bar into printed lines
@@ -256,11 +200,18 @@ def train(
         trainer.state.log_history.clear()
         with stopwatch() as ranges:
             trainer.train()
-        after = _evaluate(trainer)
+        last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+        after = _metrics(last) if last and last["step"] == recipe.steps else _evaluate(trainer)
+        if not math.isfinite(after["loss"]):
+            raise RuntimeError("the loss is not finite after training; nothing was written (a lower --lr may help)")
         return Trained(before, after, trainer.state.log_history, times.forward_backward, times.optimizer, dict(ranges))
 
 
 def _evaluate(trainer: Trainer) -> dict[str, float]:
+    return _metrics(trainer.evaluate())
+
+
+def _metrics(logged: Mapping[str, Any]) -> dict[str, float]:
     speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    found = {key.removeprefix(METRIC): value for key, value in trainer.evaluate().items() if key.startswith(METRIC)}
+    found = {key.removeprefix(METRIC): value for key, value in logged.items() if key.startswith(METRIC)}
     return {key: float(value) for key, value in found.items() if key not in speed}

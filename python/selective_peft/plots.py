@@ -38,7 +38,7 @@ def draw(
         where: module -> layer -> selected scalars.
     """
     figure = Figure(figsize=(11, 7.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # file names may hold dollar signs
     halves: Any = figure.subfigures(2, 1)  # so that the map's long names do not push the panels above it apart
     upper, lower = halves
     loss, quality = upper.subplots(1, 2)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from rich.table import Table as Grid
 from selective_kernels import Table, dispatch
 from selective_kernels.ranges import stopwatch
 from selective_kernels.testing import read_once
-from selective_peft import D3, SelectiveAdamW, hf
+from selective_peft import D3, SelectiveAdamW, hf, loading
 from selective_peft.errors import InputError
 
 WARMUPS = 2
@@ -37,14 +40,14 @@ class Step:
     ranges: dict[str, float]
 
 
-def batch_of(loaded: hf.Loaded, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+def batch_of(loaded: loading.Loaded, options: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Random tokens and labels.
 
     Raises:
         InputError: the model takes no texts of that length.
     """
-    longest = getattr(loaded.model.config, "max_position_embeddings", None)
-    if longest is not None and options.length > longest:
+    longest = loaded.positions
+    if options.length > longest:
         raise InputError(f"--length {options.length}: expected at most the model's {longest} positions")
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.batch_size, options.length)
@@ -79,8 +82,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
     Raises:
         InputError: something that was given cannot be used.
     """
-    hf.quiet()
-    loaded = hf.load(options.model, options.seed, ["0", "1"])
+    if options.trace is not None and (options.trace.is_dir() or not options.trace.absolute().parent.is_dir()):
+        raise InputError(f"--trace {options.trace}: expected a file in a folder that exists")
+    loading.quiet()
+    loaded = loading.load(options.model, options.seed, ["0", "1"])
     model = loaded.model.train()
     steps = WARMUPS + options.steps
     try:
@@ -102,8 +107,6 @@ def run(options: argparse.Namespace, console: Console) -> None:
     tables = [Table([param.detach() for param in params]), Table([param.grad for param in params])]
     reads = [sum(timed(lambda t=t: read_once(t))[1] for t in tables) for _ in range(READS)]  # type: ignore[misc]
     size = 2 * sum(param.numel() * param.element_size() for param in params)
-    if options.trace is not None:
-        write_trace(options, model, optimizer, batch)
     console.print(time_table(every[WARMUPS:], statistics.median(reads), size))
     console.print(memory_table(model, optimizer))
     console.print(
@@ -112,15 +115,22 @@ def run(options: argparse.Namespace, console: Console) -> None:
         f"{torch.get_num_threads()} threads. Medians of {options.steps} steps; what is read: parameters, gradients.",
         highlight=False,
     )
+    if options.trace is not None:
+        write_trace(options.trace, model, optimizer, batch)
 
 
-def write_trace(
-    options: argparse.Namespace, model: Any, optimizer: SelectiveAdamW, batch: dict[str, torch.Tensor]
-) -> None:
-    """One more step under torch.profiler."""
+def write_trace(path: Path, model: Any, optimizer: SelectiveAdamW, batch: dict[str, torch.Tensor]) -> None:
+    """One more step under torch.profiler.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with torch.profiler.profile() as profiler:
         one_step(model, optimizer, batch)
-    profiler.export_chrome_trace(str(options.trace))
+    with tempfile.TemporaryDirectory() as folder:  # the profiler itself reports no failure
+        written = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(written))
+        shutil.copy(written, path)
 
 
 def time_table(steps: list[Step], read: float, size: int) -> Grid:

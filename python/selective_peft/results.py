@@ -26,29 +26,36 @@ LAYER = re.compile(r"\.(\d+)\.")
 
 def check_output(folder: Path) -> None:
     """Raises InputError unless results can be written to this folder: a new or an empty one."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--output {folder}: expected a new or an empty folder, found something there")
-    parent = folder.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--output {folder}: expected a folder to write to, {parent} is none")
+    if folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise InputError(f"--output {folder}: expected a new or an empty folder, found something there")
+        writable = folder
+    else:
+        writable = folder.parent
+    if not writable.is_dir() or not os.access(writable, os.W_OK):
+        raise InputError(f"--output {folder}: expected a folder that can be written to, {writable} is none")
 
 
 def write_folder(folder: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
-    """Writes all files into a new folder beside `folder`, then renames it: there is never half a result.
+    """Writes all files under another name first: there is never half a file, and no file if one cannot be written.
 
     Args:
-        folder: must not exist or be empty.
+        folder: must not exist (then it appears at once) or be empty.
         files: file name -> function that writes to the path it is given.
     """
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    exists = folder.exists()  # it may be a mount, which cannot be replaced
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if exists else folder.parent))
     try:
         for name, write in files.items():
             write(staging / name)
             (staging / name).chmod(0o644)
-        staging.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
+        if exists:
+            for name in files:
+                (staging / name).replace(folder / name)
+            staging.rmdir()
+        else:
+            staging.chmod(0o755)
+            staging.rename(folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

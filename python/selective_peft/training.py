@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -18,7 +19,7 @@ from rich.table import Table
 
 import selective_kernels
 from selective_kernels import dispatch
-from selective_peft import D3, SelectiveAdamW, data, hf, metrics, plots, results
+from selective_peft import D3, SelectiveAdamW, data, hf, loading, metrics, plots, results
 from selective_peft.errors import InputError
 
 STRATEGIES = {"id3": "increment", "d3-static": "static"}
@@ -43,9 +44,11 @@ def read_parts(options: argparse.Namespace) -> Parts:
     is_class = options.task == "classification"
     classes: list[str] | None = None
     if is_class:
-        examples, classes = data.read_examples(options.data, columns)
+        examples, classes = data.read_examples(options.data, columns, ordered=loading.known_classes(options.model))
     else:
         examples = data.read_regression(options.data, columns)
+    if options.eval_data is not None and options.eval_data.exists() and options.eval_data.samefile(options.data):
+        raise InputError(f"--eval-data {options.eval_data}: expected another file than --data")
     if options.eval_data is None:
         return Parts(*data.split(options.data, examples, options.eval_share, options.seed, is_class), classes)
     if is_class:
@@ -62,7 +65,7 @@ def read_parts(options: argparse.Namespace) -> Parts:
     return Parts(examples, held_out, classes)
 
 
-def make_optimizer(loaded: hf.Loaded, options: argparse.Namespace, steps: int) -> SelectiveAdamW:
+def make_optimizer(loaded: loading.Loaded, options: argparse.Namespace, steps: int) -> SelectiveAdamW:
     """The optimizer that the options describe.
 
     Raises:
@@ -102,10 +105,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
         InputError: something that was given cannot be used; nothing is written then.
     """
     began = time.perf_counter()
+    options.output = Path(os.path.realpath(options.output))
     results.check_output(options.output)
+    loading.quiet()
     parts = read_parts(options)
-    hf.quiet()
-    loaded = hf.load(options.model, options.seed, parts.classes)
+    loaded = loading.load(options.model, options.seed, parts.classes)
     steps = number_of_steps(options, len(parts.training))
     optimizer = make_optimizer(loaded, options, steps)
     scalars = sum(param.numel() for param in loaded.model.parameters())
@@ -116,6 +120,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
         f"kernels: {dispatch.resolve(device)}.",
         highlight=False,
     )
+    seen = set(parts.training.inputs())
+    leaked = sum(each in seen for each in parts.evaluation.inputs())
+    if leaked:
+        console.print(f"[yellow]{leaked:,} evaluation rows also stand among the training rows, word for word.[/yellow]")
     recipe = hf.Recipe(
         steps,
         options.batch_size,
@@ -142,6 +150,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         "seconds_per_step": seconds_per_step(trained),
         "seconds": time.perf_counter() - began,
         "classes": parts.classes,
+        "evaluation_rows_seen_in_training": leaked,
         "steps": steps,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in public(options).items()},
         "budget_by_module_and_layer": results.where(loaded.model, optimizer, loaded.new),
@@ -151,7 +160,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     }
     write(options, report, loaded, optimizer, is_class)
     console.print(summary(report, is_class))
-    console.print(f"written: {options.output}/ (metrics.json, selected.safetensors, report.png)", highlight=False)
+    shown = os.path.relpath(options.output)
+    console.print(f"written: {shown}/ (metrics.json, selected.safetensors, report.png)", highlight=False)
 
 
 def public(options: argparse.Namespace) -> dict[str, Any]:
@@ -183,7 +193,11 @@ def seconds_per_step(trained: hf.Trained) -> dict[str, float]:
 
 
 def write(
-    options: argparse.Namespace, report: dict[str, Any], loaded: hf.Loaded, optimizer: SelectiveAdamW, is_class: bool
+    options: argparse.Namespace,
+    report: dict[str, Any],
+    loaded: loading.Loaded,
+    optimizer: SelectiveAdamW,
+    is_class: bool,
 ) -> None:
     """Writes the output folder, all of it or nothing."""
     values = results.selected_values(loaded.model, optimizer, loaded.new)

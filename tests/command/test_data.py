@@ -28,6 +28,16 @@ REFUSED = {
         b'{"text": "a", "label": null}\n{"text": "b", "label": "y"}\n',
         "...'label', found 1 ...",
     ),
+    "one cell too many": (
+        "a.csv",
+        HEADER + b"Great, loved it,x\n",
+        "...(row 1 has 3 cells, the header 2)",
+    ),
+    "one cell too few": ("a.csv", HEADER + b"a,x\nb\n", "cannot be read as CSV (row 2 has 1 cells, the header 2)"),
+    "byte order mark only": ("a.csv", b"\xef\xbb\xbf", "cannot be read as CSV (the file is empty)"),
+    "not UTF-8 lines": ("a.jsonl", b'{"text": "caf\xe9", "label": 0}\n', "expected UTF-8 text, got other bytes (...)"),
+    "list of words": ("a.jsonl", b'{"text": ["a"], "label": 0}\n', "...(row 1 has a list in column 'text')"),
+    "no objects": ("a.jsonl", b"1\n2\n", "cannot be read as JSONL (row 1 is no object with columns)"),
     "other suffix": ("a.xlsx", b"x", "expected a name that ends in .csv, .jsonl, .ndjson, .json, got '.xlsx'"),
     "same column twice": ("a.csv", b"text,text,label\na,b,x\nc,d,y\n", "cannot be read as CSV (two columns ...)"),
     "numbers": (
@@ -79,6 +89,20 @@ def test_texts_are_not_taken_for_something_else(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     examples, _ = data.read_examples(path, COLUMNS)
     assert examples.texts == [row["text"] for row in rows]
+
+
+def test_an_unnamed_column_and_a_blank_line(tmp_path):
+    """As pandas writes its index."""
+    (tmp_path / "a.csv").write_text("\n,text,label\n0,one,a\n1,two,b\n")
+    assert data.read_examples(tmp_path / "a.csv", COLUMNS)[0].texts == ["one", "two"]
+
+
+def test_json_values_stay_what_is_written(tmp_path):
+    rows = '[{"text": "2021-01-01", "label": 12345678901234567890123},\n{"text": 1.50, "label": true}]'
+    (tmp_path / "a.json").write_text(rows)
+    examples, classes = data.read_examples(tmp_path / "a.json", COLUMNS)
+    assert examples.texts == ["2021-01-01", "1.50"]
+    assert classes == ["12345678901234567890123", "True"]
 
 
 def test_types_that_change_far_down(tmp_path):
@@ -150,5 +174,8 @@ def test_splits_that_cannot_be(tmp_path):
         data.split(tmp_path, data.Examples(["a"], None, [0.5], None), 0.5, 0, False)
     with refuses(f"{tmp_path}: expected two groups or more, found only 'g'"):
         data.split(tmp_path, data.Examples(["a", "b"], None, [0, 1], ["g", "g"]), 0.5, 0, True)
+    groups = data.Examples(list("abcd"), None, [0, 1, 0, 1], list("ghij"))
+    with refuses(f"{tmp_path}: 4 groups cannot be split with a share of 0.9 (...)"):
+        data.split(tmp_path, groups, 0.9, 0, True)
     with refuses(f"{tmp_path}: expected every class in the training part, which has only 1"):
         data.split(tmp_path, data.Examples(["a", "b"], None, [0, 1], ["g", "h"]), 0.5, 0, True)

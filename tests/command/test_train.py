@@ -15,7 +15,7 @@ from PIL import Image
 from reviewfiles import reviews, write_csv
 from safetensors import safe_open
 from safetensors.torch import load_file
-from selective_peft import data, hf, metrics
+from selective_peft import data, loading, metrics
 from selective_peft.cli import main
 
 # A shell may start tests with SIGINT ignored, which their processes would inherit.
@@ -35,7 +35,7 @@ def train(tiny_model, file, output, *more):
 
 def rebuilt(model, saved, classes):
     """A fresh copy of the base model with the saved values put in, as docs/quickstart.md does it."""
-    loaded = hf.load(str(model), 99, classes)
+    loaded = loading.load(str(model), 99, classes)
     values = load_file(saved)
     with torch.no_grad():
         for name, param in loaded.model.named_parameters():
@@ -83,8 +83,23 @@ def test_classification_files_hold_what_was_trained(tiny_model, review_file, tmp
     assert "selection, ms per step" in printed
 
 
-def test_text_pairs_groups_and_accumulation(tiny_model, review_file, tmp_path):
+def counting(load, passes):
+    """`load`, whose model notes the second texts' tokens of each training pass."""
+
+    def loads(*arguments):
+        loaded = load(*arguments)
+        loaded.model.register_forward_pre_hook(
+            lambda model, _, given: passes.append(given["input_ids"]) if model.training else None, with_kwargs=True
+        )
+        return loaded
+
+    return loads
+
+
+def test_text_pairs_groups_and_accumulation(tiny_model, review_file, tmp_path, monkeypatch):
     output = tmp_path / "out"
+    passes = []
+    monkeypatch.setattr(loading, "load", counting(loading.load, passes))
     more = ["--text-pair-column", "other", "--group-column", "film", "--eval-share", "0.25", "--accumulation", "2"]
     more += [
         "--method",
@@ -99,7 +114,11 @@ def test_text_pairs_groups_and_accumulation(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, output, *more) == 0
     report = json.loads((output / "metrics.json").read_text())
     assert report["selected_per_step"] == [300] + [0] * 11
-    assert report["options"]["group_column"] == "film"
+    assert report["evaluation_rows_seen_in_training"] == 0
+    assert len(passes) == 2 * 12
+    _, classes = data.read_examples(review_file, data.Columns("text", "label"))
+    alone = loading.load(str(tiny_model), 0, classes).tokenizer([row["text"] for row in reviews(120)])["input_ids"]
+    assert max(tokens.shape[1] for tokens in passes) == 1 + max(map(len, alone))
 
 
 def test_regression(tiny_model, review_file, tmp_path):
@@ -143,11 +162,11 @@ def test_the_same_seed_gives_the_same_files(tiny_model, review_file, tmp_path):
 
 
 def test_a_model_that_has_its_head_keeps_all_of_it_selective(tiny_model, review_file, tmp_path):
-    loaded = hf.load(str(tiny_model), 0, ["fresh", "rotten"])
+    loaded = loading.load(str(tiny_model), 0, ["fresh", "rotten"])
     assert loaded.new == {"classifier.weight", "classifier.bias"}
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.tokenizer.save_pretrained(tmp_path / "model")
-    assert hf.load(str(tmp_path / "model"), 0, ["fresh", "rotten"]).new == frozenset()
+    assert loading.load(str(tmp_path / "model"), 0, ["fresh", "rotten"]).new == frozenset()
     assert train(tmp_path / "model", review_file, tmp_path / "out") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["trained_whole"] == 0
 
@@ -252,7 +271,9 @@ def test_a_failure_while_writing_leaves_nothing(tiny_model, review_file, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1), (signal.SIGTERM, 1)]
+)
 def test_a_killed_run_leaves_no_file(number, code, tiny_model, review_file, tmp_path):
     command = [sys.executable, "-c", START]
     command += ["train", "--model", str(tiny_model), "--data", str(review_file), "--output", str(tmp_path / "out")]
@@ -273,6 +294,6 @@ def test_a_killed_run_leaves_no_file(number, code, tiny_model, review_file, tmp_
     _, rest = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in rest
-    if number == signal.SIGINT:
+    if code == 1:
         assert "interrupted; nothing was written" in rest
     assert not list(tmp_path.iterdir())
