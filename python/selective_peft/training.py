@@ -123,7 +123,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     seen = set(parts.training.inputs())
     leaked = sum(each in seen for each in parts.evaluation.inputs())
     if leaked:
-        console.print(f"[yellow]{leaked:,} evaluation rows also stand among the training rows, word for word.[/yellow]")
+        console.print(
+            f"[yellow]Evaluation rows that stand among the training rows, too, word for word: {leaked:,}[/yellow]"
+        )
     recipe = hf.Recipe(
         steps,
         options.batch_size,
