@@ -39,19 +39,26 @@ example:
 CODES = "exit codes: 0 done, 1 failed or interrupted while running, 2 something given cannot be used"
 
 
-def _above(least: float, kind: Callable[[str], float], strictly: bool = False) -> Callable[[str], float]:
+def _number(
+    kind: Callable[[str], float], least: float, *, strictly: bool = False, below: float = math.inf
+) -> Callable[[str], float]:
+    """A parser of finite numbers >= least (> least if strictly) and < below."""
+    bounds = f"{'>' if strictly else '>='} {least}" + (f" and < {below}" if below < math.inf else "")
+
     def parse(text: str) -> float:
         value = kind(text)
-        if not math.isfinite(value) or value < least or (strictly and value == least):
-            raise argparse.ArgumentTypeError(f"expected a number {'>' if strictly else '>='} {least}, got {text}")
+        if not math.isfinite(value) or not least <= value < below or (strictly and value == least):
+            raise argparse.ArgumentTypeError(f"expected a number {bounds}, got {text}")
         return value
 
     parse.__name__ = "integer" if kind is int else "number"  # argparse names it for what is no number at all
     return parse
 
 
-COUNT, NUMBER = _above(1, int), _above(0, int)
-POSITIVE, NON_NEGATIVE = _above(0.0, float, strictly=True), _above(0.0, float)
+COUNT, NUMBER = _number(int, 1), _number(int, 0)
+POSITIVE, NON_NEGATIVE = _number(float, 0.0, strictly=True), _number(float, 0.0)
+SHARE = _number(float, 0.0, strictly=True, below=1.0)
+SEED = _number(int, 0, below=2**32)  # what all random generators take
 
 
 def budget(text: str) -> int | float:
@@ -74,30 +81,6 @@ def budget(text: str) -> int | float:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"expected 1 scalar or more, got {text}")
     return value
-
-
-def share(text: str) -> float:
-    """A number in (0, 1).
-
-    Raises:
-        argparse.ArgumentTypeError: another one.
-    """
-    value = POSITIVE(text)
-    if value >= 1.0:
-        raise argparse.ArgumentTypeError(f"expected a number below 1, got {text}")
-    return value
-
-
-def seed(text: str) -> int:
-    """An integer in [0, 2^32), which all random generators take.
-
-    Raises:
-        argparse.ArgumentTypeError: another one.
-    """
-    value = NUMBER(text)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected an integer below 2^32, got {text}")
-    return int(value)
 
 
 def _selection(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +117,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label-column", default="label", metavar="NAME", help="(%(default)s)")
     sides = group.add_mutually_exclusive_group()
     sides.add_argument("--eval-data", type=Path, metavar="FILE", help="evaluation rows, in a file of their own")
-    sides.add_argument("--eval-share", type=share, default=0.1, metavar="SHARE", help="or split off (%(default)s)")
+    sides.add_argument("--eval-share", type=SHARE, default=0.1, metavar="SHARE", help="or split off (%(default)s)")
     group.add_argument("--group-column", metavar="NAME", help="rows with the same value stay on one side")
     group.add_argument(
         "--max-length", type=COUNT, default=256, metavar="TOKENS", help="longer texts are cut (%(default)s)"
@@ -158,15 +141,15 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="mixed precision (%(default)s)"
     )
     group.add_argument("--evaluations", type=COUNT, default=5, metavar="N", help="during training (%(default)s)")
-    group.add_argument("--seed", type=seed, default=0, help="of head, split and order of rows (%(default)s)")
+    group.add_argument("--seed", type=SEED, default=0, help="of head, split and order of rows (%(default)s)")
 
 
 def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder, or name on the Hub; safetensors weights")
     parser.add_argument("--batch-size", type=COUNT, default=16, help="(%(default)s)")
     parser.add_argument("--length", type=COUNT, default=128, metavar="TOKENS", help="(%(default)s)")
-    parser.add_argument("--steps", type=_above(3, int), default=10, help="measured steps (%(default)s)")
-    parser.add_argument("--seed", type=seed, default=0, help="(%(default)s)")
+    parser.add_argument("--steps", type=_number(int, 3), default=10, help="measured steps (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="(%(default)s)")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="also write torch.profiler's trace of one step (JSON)"
     )

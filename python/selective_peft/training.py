@@ -168,7 +168,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def public(options: argparse.Namespace) -> dict[str, Any]:
     """The options without what argparse needs itself."""
-    return {key: value for key, value in vars(options).items() if key not in ("command", "run")}
+    return {key: value for key, value in vars(options).items() if key != "command"}
 
 
 def versions() -> dict[str, str]:
