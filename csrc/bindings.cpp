@@ -86,8 +86,10 @@ PYBIND11_MODULE(_native_cpu, m) {
 #endif
 
   py::class_<Scan>(m, "Scan")
-      .def(py::init([](double exponent, float eps, std::int64_t k, float hint, Address offsets, int threads) {
-        return new Scan({exponent, eps}, k, hint, at<const std::int32_t>(offsets), threads);
+      .def(py::init([](std::int64_t family, double exponent, float eps, std::uint64_t seed, std::int64_t k, float hint,
+                       Address offsets, int threads) {
+        const Score score{static_cast<Family>(family), exponent, eps, seed};
+        return new Scan(score, k, hint, at<const std::int32_t>(offsets), threads);
       }))
       .def("add",
            [](Scan& scan, const py::buffer& row_buffer, Address selected_grads) {

@@ -19,7 +19,7 @@ constexpr std::int64_t kNormBlock = 4096;  // entries per float64 partial sum of
 // flat positions in this tensor of the index list that travels with the table.
 struct Row {
   std::uint64_t param;   // address of numel entries of dtype; aligned to the entry size
-  std::uint64_t grad;    // address of numel entries of dtype, or 0 where a function does not read gradients
+  std::uint64_t grad;    // address of numel entries of dtype, or 0 where nothing reads gradients
   std::int64_t numel;    // 0 <= numel < 2^31
   std::int64_t dtype;    // DType
   std::int64_t id;       // position of the tensor in the global order (C1)
@@ -27,32 +27,29 @@ struct Row {
   std::int64_t end;      // one past its last entry
 };
 
-struct Score {
-  double exponent;
-  float eps;  // > 0, normal, and eps^exponent is normal
-};
-
 // What a visit keeps: score >= threshold (> 0), score < upper, and, when `exact` is false, found by a conservative
 // prefilter without division or pow.
 struct Filter {
-  Exponent kind;
+  Kind kind;
   double exponent;
   float eps;
   float threshold;
   float upper;
   bool exact;
   float scaled;      // prefilter: |g| >= scaled * (|theta| + eps)^exponent
-  float log_limit;   // prefilter for Exponent::any: bits(|g|) >= log_limit + log_slope * bits(|theta| + eps)
+  float log_limit;   // prefilter for Kind::any: bits(|g|) >= log_limit + log_slope * bits(|theta| + eps)
   float log_slope;
+  float largest;     // Kind::magnitude: |theta| of a score that reaches the threshold is at most this
 };
 
 Filter make_filter(const Score& score, float threshold, float upper);
 
-// One tile of a tensor. in: grad, param [size]; selected [n_selected], sorted, absolute offsets >= base, may run past
+// One tile of a tensor. in: grad, param [size], of which those are read that the filter's kind reads; selected [n_selected], sorted, absolute offsets >= base, may run past
 // the tile. out: selected_grads[i] for each selected offset inside the tile (may be null).
 struct Tile {
   const void* grad;
   const void* param;
+  std::uint64_t salt;  // of the tensor, for Kind::random
   std::int32_t size;  // 1 .. kTile
   std::int32_t base;  // offset of the tile's first entry in its tensor
   const std::int32_t* selected;
@@ -64,7 +61,7 @@ struct Tile {
 struct Survivors {
   std::int32_t count;
   std::int64_t selected_in_tile;
-  bool nonfinite;  // some gradient of the tile is inf or NaN
+  bool nonfinite;  // some gradient of the tile is inf or NaN; false if the score is not made of gradients
   std::uint16_t positions[kTile + 16];
   float scores[kTile];
 };

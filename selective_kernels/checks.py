@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels.index import SparseIndex
-from selective_kernels.score import Score
+from selective_kernels.score import FAMILIES, Score
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SMALLEST_NORMAL = 2.0**-126
@@ -62,11 +62,16 @@ def check_grad(grad: Tensor, param: Tensor, name: str) -> Tensor:
 
 
 def check_score(score: Score) -> None:
-    """Refuses an exponent or eps whose power is not a normal float32 (C2).
+    """Refuses an exponent or eps whose power is not a normal float32 (C2), an unknown family, and a seed out of range.
 
     Raises:
-        ValueError: exp not finite; eps not positive; eps or eps^exp outside the normal float32 range.
+        ValueError: exp not finite; eps not positive; eps or eps^exp outside the normal float32 range; family not one of
+            `score.FAMILIES`; seed not in [0, 2^64).
     """
+    if score.family not in FAMILIES:
+        raise ValueError(f"family: expected one of {list(FAMILIES)}, got {score.family!r}")
+    if not 0 <= score.seed < 2**64:
+        raise ValueError(f"seed: expected an integer in [0, 2^64), got {score.seed}")
     exponent, eps = float(score.exponent), float(score.eps)
     if not abs(exponent) < float("inf"):
         raise ValueError(f"exp: expected a finite number, got {score.exponent}")
@@ -96,10 +101,55 @@ def check_added_once(tensors: Sequence[int], added: Collection[int]) -> None:
         raise ValueError(f"tensors: expected each tensor once per scan, got {twice} again")
 
 
-def check_k(k: int) -> None:
-    """Raises ValueError for a negative k."""
-    if k < 0:
-        raise ValueError(f"k: expected an integer >= 0, got {k}")
+def check_k(k: int | Sequence[int], n_tensors: int) -> None:
+    """Raises ValueError for a negative k, or a list of them that does not have one for each tensor."""
+    if not isinstance(k, Sequence):
+        if k < 0:
+            raise ValueError(f"k: expected an integer >= 0, got {k}")
+    elif len(k) != n_tensors or any(each < 0 for each in k):
+        raise ValueError(f"k: expected {n_tensors} integers >= 0, one per tensor, got {list(k)}")
+
+
+def check_sources(score: Score, grads: Sequence[Tensor] | None, grads_out: Tensor | None) -> None:
+    """Checks that a scan is given what its score reads.
+
+    Raises:
+        ValueError: no gradients for a score that needs them, or gradients to gather where none are read.
+    """
+    if grads is None and score.needs_grad:
+        raise ValueError(f"grads: expected gradients for a score of family {score.family!r}, got None")
+    if grads is not None and not score.needs_grad:
+        raise ValueError(f"grads: expected None for a score of family {score.family!r}, which reads none")
+    if grads_out is not None and (grads is None or score.family == "given"):
+        raise ValueError(
+            f"grads_out: expected None for a score of family {score.family!r}, whose scan sees no gradient"
+        )
+
+
+def check_gathers(score: Score) -> None:
+    """Raises ValueError if a scan by this score has read no gradients."""
+    if not score.needs_grad or score.family == "given":
+        raise ValueError(f"gather: expected a scan that reads gradients, got one by a score of family {score.family!r}")
+
+
+def check_keys(keys: Sequence[Tensor], shapes: Sequence[torch.Size], device: torch.device) -> list[Tensor]:
+    """The caller's own scores, contiguous.
+
+    Raises:
+        TypeError: not float32.
+        ValueError: another number, shape, layout or device.
+    """
+    if len(keys) != len(shapes):
+        raise ValueError(f"grads: expected {len(shapes)} tensors of scores, got {len(keys)}")
+    for key, shape in zip(keys, shapes, strict=True):
+        if key.dtype is not torch.float32:
+            raise TypeError(f"grads: expected scores of dtype float32, got {key.dtype}")
+        if key.layout is not torch.strided or key.shape != shape or key.device != device:
+            raise ValueError(
+                f"grads: expected dense scores of shape {tuple(shape)} on {device}, got {tuple(key.shape)} on "
+                f"{key.device}"
+            )
+    return [key.contiguous() for key in keys]
 
 
 def check_index(index: SparseIndex, numels: list[int], device: torch.device) -> None:

@@ -1,4 +1,8 @@
-"""The D3 score of one scalar, |g| / (|theta| + eps)^exp, and its plain PyTorch form (paper Eq. 1)."""
+"""The scores of single scalars, and their plain PyTorch form: what ranks the scalars of a top-k.
+
+Each gives float32 keys, more is better; only finite keys > 0 are selectable (C3). All but D3 with an exponent other
+than 0, 1/2, 1 and 2 have the same bits on every backend.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,65 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FAMILIES = ("d3", "product", "magnitude", "random", "given")  # in the order of csrc/score.h
+LARGEST_BITS = 0x7F7FFFFF  # of the largest finite float32
+_MASK32, _MASK64 = 2**32 - 1, 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
 
 class Score(NamedTuple):
-    """Exponent and eps of the D3 score; eps is rounded to float32 before use."""
+    """What ranks the scalars.
 
-    exponent: float
-    eps: float
+    Attributes:
+        exponent, eps: of D3; eps is rounded to float32 before use.
+        family: "d3", |g| / (|theta| + eps)^exponent (paper Eq. 1); "product", |g theta| (SNIP); "magnitude", smallest
+            |theta| first (PaFi); "random", a hash of seed, tensor and offset (R-Mask); "given", the caller's own keys,
+            float32, in the place of the gradients.
+        seed: of "random", in [0, 2^64).
+    """
+
+    exponent: float = 2.0
+    eps: float = 1.0
+    family: str = "d3"
+    seed: int = 0
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether a tensor without a gradient (or keys in its place) cannot be scored."""
+        return self.family not in ("magnitude", "random")
 
 
-def score_ref(grad: Tensor, param: Tensor, score: Score) -> Tensor:
+def score_ref(grad: Tensor | None, param: Tensor, score: Score, tensor: int = 0) -> Tensor:
     """Scores of all entries of a tensor in float32, each operation correctly rounded.
 
     Args:
-        grad: any shape, float32, bfloat16 or float16.
-        param: same shape and dtype.
-        score: exponent and eps.
+        grad: any shape, float32, bfloat16 or float16; for "given" the keys, float32; None if the score needs none.
+        param: same shape.
+        score: see `Score`.
+        tensor: number of the tensor, for "random".
 
     Returns:
         float32, same shape. NaN and inf come out where inputs have them; they are not selectable.
+
+    Raises:
+        ValueError: the score needs a gradient and there is none.
     """
+    if score.family == "random":
+        return _random_keys(param, score.seed, tensor)
+    if score.family == "magnitude":
+        bits = param.detach().float().abs().contiguous().view(torch.int32)
+        return (LARGEST_BITS - bits).clamp_min(0).view(torch.float32)
+    if grad is None:
+        raise ValueError(f"grad: expected a tensor for the score {score.family!r}, got None")
+    if score.family == "given":
+        return grad.detach()
     magnitude = grad.detach().float().abs()
+    if score.family == "product":
+        return magnitude * param.detach().float().abs()
+    return _d3(magnitude, param, score)
+
+
+def _d3(magnitude: Tensor, param: Tensor, score: Score) -> Tensor:
     eps = torch.tensor(score.eps, dtype=torch.float32, device=param.device)
     denominator = param.detach().float().abs() + eps
     if score.exponent == 0.0:
@@ -38,3 +81,24 @@ def score_ref(grad: Tensor, param: Tensor, score: Score) -> Tensor:
     if score.exponent == 2.0:
         return magnitude / (denominator * denominator)
     return magnitude / denominator.double().pow(score.exponent).float()
+
+
+def _mix64(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
+        # 32 by 32 bits do not fit int64 with its sign: the factor's halves one by one
+        x = x ^ (x >> shift)
+        x = (x * (factor & 0xFFFF) + ((x * (factor >> 16) & 0xFFFF) << 16)) & _MASK32
+    return x ^ (x >> 15)
+
+
+def _random_keys(param: Tensor, seed: int, tensor: int) -> Tensor:
+    salt = _mix64((_mix64((seed + _GOLDEN) & _MASK64) + (tensor + 1) * _GOLDEN) & _MASK64)
+    offsets = torch.arange(param.numel(), device=param.device).reshape(param.shape)
+    mixed = _mix32((_mix32(offsets ^ (salt & _MASK32)) + (salt >> 32)) & _MASK32)
+    return ((mixed >> 2) + 0x20000000).to(torch.int32).view(torch.float32)

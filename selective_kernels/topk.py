@@ -1,4 +1,4 @@
-"""Exact top-k of the D3 score over a list of tensors, leaving out what is selected already (C3, C4)."""
+"""Exact top-k of scores over a list of tensors, leaving out what is selected already (C3, C4)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ import torch
 from torch import Tensor
 
 from selective_kernels import dispatch
-from selective_kernels.checks import check_added_once, check_entries, check_index, check_k, check_score
+from selective_kernels.checks import (
+    check_added_once,
+    check_entries,
+    check_gathers,
+    check_index,
+    check_k,
+    check_keys,
+    check_numbers,
+    check_score,
+    check_sources,
+)
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads_ref
+from selective_kernels.per_tensor import PerTensorScan
 from selective_kernels.ranges import ranged
 from selective_kernels.score import Score, score_ref
 from selective_kernels.table import Table, as_table
@@ -20,25 +31,30 @@ from selective_kernels.table import Table, as_table
 class Scan(Protocol):
     """One exact top-k in progress. What `add` is given must stay alive and unmodified until `finalize`."""
 
-    def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
+    def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """Reads some of the tensors once; each tensor may be added once, in ascending order within a call.
 
         Args:
             tensors: numbers of the tensors.
-            grads: their gradients, of the parameters' dtype and size.
+            grads: their gradients, of the parameters' dtype and size; None for a score that needs none. For
+                Score(family="given") the scores themselves, float32; these need not be kept until `finalize`.
             grads_out: float32, shape (index.count,) or longer; receives the gradients of the selected entries
-                of these tensors, each at its place in the index.
+                of these tensors, each at its place in the index. None where gradients are not read.
         """
 
     @property
     def nonfinite(self) -> bool:
-        """Whether any gradient read so far is inf or NaN."""
+        """Whether any gradient read so far is inf or NaN; False where gradients are not read."""
 
     def finalize(self) -> SparseIndex:
         """The min(k, selectable) best entries by (score descending, tensor ascending, offset ascending)."""
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
-        """Gathers the gradients of all added tensors at another index into `out`, float32, shape (index.count,)."""
+        """Gathers the gradients of all added tensors at another index into `out`, float32, shape (index.count,).
+
+        Raises:
+            ValueError: the scan has not read gradients.
+        """
 
     @property
     def threshold(self) -> float:
@@ -52,7 +68,7 @@ class Scan(Protocol):
 def scan(
     params: Sequence[Tensor] | Table,
     index: SparseIndex,
-    k: int,
+    k: int | Sequence[int],
     score: Score,
     *,
     hint: float | None = None,
@@ -63,8 +79,8 @@ def scan(
     Args:
         params: tensors of any shape; float32, bfloat16 or float16, contiguous.
         index: entries selected already, sorted; stays unmodified until finalize.
-        k: how many entries are wanted.
-        score: exponent and eps of D3.
+        k: how many entries are wanted over all tensors; or one number per tensor, for a top-k within each.
+        score: what ranks the entries.
         hint: a guess of the k-th best score, used instead of a sample. Any value gives the same result; a bad one
             costs a second read.
         backend: "auto", "cpu" or "reference".
@@ -75,59 +91,80 @@ def scan(
     """
     table = as_table(params)
     check_score(score)
-    check_k(k)
+    check_k(k, len(table))
     check_index(index, table.numels, table.device)
-    made: Scan = dispatch.implementation("scan", table.device, backend)(table, index, k, score, hint)
+    implementation = dispatch.implementation("scan", table.device, backend)
+    if isinstance(k, Sequence):
+        return PerTensorScan(lambda count: implementation(table, index, count, score, hint), table, k)
+    made: Scan = implementation(table, index, k, score, hint)
     return made
 
 
 def topk(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    k: int,
+    k: int | Sequence[int],
     score: Score,
     index: SparseIndex | None = None,
     *,
     hint: float | None = None,
     backend: str = "auto",
 ) -> SparseIndex:
-    """The min(k, selectable) entries with the best D3 score; arguments and errors as in `scan`.
+    """The min(k, selectable) entries with the best score; arguments and errors as in `scan`.
 
-    Selectable: not in `index`, score finite and > 0. A tensor whose gradient is None scores nothing.
+    Selectable: not in `index`, score finite and > 0. A tensor whose gradient is None scores nothing, unless the score
+    needs no gradients.
     """
     if len(grads) != len(params):
         raise ValueError(f"grads: expected {len(params)} gradients or None, one per tensor, got {len(grads)}")
     table = Table(params)
     index = SparseIndex.empty(len(table), device=table.device) if index is None else index
     running = scan(table, index, k, score, hint=hint, backend=backend)
-    running.add([i for i, grad in enumerate(grads) if grad is not None], [g for g in grads if g is not None])
+    if score.needs_grad:
+        running.add([i for i, grad in enumerate(grads) if grad is not None], [g for g in grads if g is not None])
+    else:
+        running.add(range(len(table)), None)
     return running.finalize()
 
 
 class ReferenceScan:
-    """The same in plain PyTorch: all scores, one stable sort. Not bound to one read or to O(k) memory."""
+    """The same in plain PyTorch: all scores of a tensor at once, stable sorts; neither one read nor O(k) memory."""
 
     def __init__(self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None) -> None:
         self._table, self._index, self._k, self._score = table, index, k, score
         self._grads: dict[int, Tensor] = {}
+        self._best: dict[int, tuple[Tensor, Tensor]] = {}  # per tensor: its best k as (keys, offsets), on the CPU
         self.nonfinite = False
         self.threshold = 0.0
         self.passes = 0
 
     @ranged("scan")
-    def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
+    def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        check_added_once(tensors, self._grads)
-        checked = self._table.check_grads(tensors, grads)
+        check_added_once(tensors, self._best)
+        check_numbers(tensors, len(self._table))
+        check_sources(self._score, grads, grads_out)
+        sources: Sequence[Tensor | None] = [None] * len(tensors)
+        if self._score.family == "given":
+            assert grads is not None
+            sources = check_keys(grads, [self._table.params[i].shape for i in tensors], self._table.device)
+        elif grads is not None:
+            sources = checked = self._table.check_grads(tensors, grads)
+            self.nonfinite |= any(not bool(torch.isfinite(grad).all()) for grad in checked)
+            self._grads.update(zip(tensors, checked, strict=True))
+            if grads_out is not None:
+                gather_grads_ref(self._table, self._index, tensors, checked, grads_out)
         self.passes += 1
-        self.nonfinite |= any(not bool(torch.isfinite(grad).all()) for grad in checked)
-        for i, grad in zip(tensors, checked, strict=True):
-            self._grads[i] = grad
-        if grads_out is not None:
-            gather_grads_ref(self._table, self._index, tensors, checked, grads_out)
+        for i, source in zip(tensors, sources, strict=True):
+            key = score_ref(source, self._table.params[i], self._score, i).reshape(-1).cpu().clone()
+            key[self._index.of(i).long().cpu()] = 0.0
+            selectable = (key.isfinite() & (key > 0.0)).nonzero().reshape(-1)
+            best = torch.sort(key[selectable], descending=True, stable=True).indices[: self._k].sort().values
+            self._best[i] = (key[selectable][best], selectable[best])
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
+        check_gathers(self._score)
         check_index(index, self._table.numels, self._table.device)
         check_entries(out, torch.float32, index.count, self._table.device, "out")
         gather_grads_ref(self._table, index, list(self._grads), list(self._grads.values()), out)
@@ -135,19 +172,10 @@ class ReferenceScan:
     @ranged("finalize")
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
-        keys, owners, offsets = (
-            [torch.empty(0)],
-            [torch.empty(0, dtype=torch.int64)],
-            [torch.empty(0, dtype=torch.int64)],
-        )
-        for i in sorted(self._grads):
-            key = score_ref(self._grads[i], self._table.params[i], self._score).reshape(-1).cpu()
-            key[self._index.of(i).long().cpu()] = 0.0
-            selectable = (key.isfinite() & (key > 0.0)).nonzero().reshape(-1)
-            keys.append(key[selectable])
-            owners.append(torch.full_like(selectable, i))
-            offsets.append(selectable)
-        key, owner, offset = torch.cat(keys), torch.cat(owners), torch.cat(offsets)
+        found = [(*self._best[i], i) for i in sorted(self._best)]
+        key = torch.cat([torch.empty(0), *(keys for keys, _, _ in found)])
+        offset = torch.cat([torch.empty(0, dtype=torch.int64), *(offsets for _, offsets, _ in found)])
+        owner = torch.tensor([i for keys, _, i in found for _ in range(len(keys))], dtype=torch.int64)
         best = torch.sort(key, descending=True, stable=True).indices[: self._k]
         self.threshold = float(key[best[-1]]) if len(best) else 0.0
         best = best.sort().values
@@ -162,7 +190,7 @@ scan_ref = ReferenceScan
 def topk_ref(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    k: int,
+    k: int | Sequence[int],
     score: Score,
     index: SparseIndex | None = None,
 ) -> SparseIndex:

@@ -53,12 +53,6 @@ class Units {
   std::vector<std::int64_t> starts_;
 };
 
-std::uint64_t mix(std::uint64_t x) {  // splitmix64's finalizer: the sample is the same in every run
-  x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
 struct Worker {
   explicit Worker(Pool& pool) : batch(pool), survivors(new Survivors[2]) {}
   Batch batch;
@@ -70,11 +64,14 @@ struct Worker {
 Filter make_filter(const Score& score, float threshold, float upper) {
   const double p = score.exponent;
   Filter f{};
-  f.kind = exponent_kind(p);
+  f.kind = kind_of(score);
   f.exponent = p;
   f.eps = score.eps;
   f.threshold = threshold;
   f.upper = upper;
+  f.exact = true;
+  f.largest = float_of(magnitude_key(bits_of(threshold)));  // the key is its own inverse
+  if (score.family != Family::d3) return f;
   // Subnormal products round too coarsely for a relative slack; then each entry is scored exactly.
   const double least_power = std::pow(static_cast<double>(score.eps), std::max(p, 0.0));
   f.exact = !(threshold >= 0x1p-120f && threshold * least_power >= 0x1p-120 && threshold < kInfinity);
@@ -88,6 +85,10 @@ Filter make_filter(const Score& score, float threshold, float upper) {
   return f;
 }
 
+std::uint64_t Scan::salt_of(const Row& row) const {
+  return score_.family == Family::random ? tensor_salt(score_.seed, static_cast<std::uint64_t>(row.id)) : 0;
+}
+
 Scan::Scan(const Score& score, std::int64_t k, float hint, const std::int32_t* offsets, int threads)
     : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k, 16384) {}
 
@@ -98,10 +99,11 @@ void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
   for (const Row& row : set) numel += row.numel;
   float threshold = kInfinity;
   if (k_ > 0) {
-    threshold = std::isnan(hint_) ? sample_threshold(set, numel) : hint_;
+    // Given scores may be gone when finalize would read them again, so nothing above the pool's floor is left out.
+    threshold = score_.family == Family::given ? kSmallest : std::isnan(hint_) ? sample_threshold(set, numel) : hint_;
     threshold = std::max({threshold, pool_.floor(), kSmallest});
   }
-  read(set, threshold, kInfinity, selected_grads);
+  if (k_ > 0 || grads_are_gradients(kind_of(score_))) read(set, threshold, kInfinity, selected_grads);
   sets_.push_back({std::move(set), threshold});
 }
 
@@ -118,7 +120,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
   if (rank >= samples * kLine) return kSmallest;
   Pool best(rank, 1024);  // a low floor soon spares most entries the look-up in the index list
   const auto line_of = [&](std::int64_t sample) {
-    const std::uint64_t within = mix(static_cast<std::uint64_t>(sample)) % static_cast<std::uint64_t>(stride);
+    const std::uint64_t within = mix64(static_cast<std::uint64_t>(sample) + 1) % static_cast<std::uint64_t>(stride);
     return sample * stride + static_cast<std::int64_t>(within);
   };
   struct Place {
@@ -130,7 +132,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
     const DType dtype = static_cast<DType>(row.dtype);
     const std::int64_t first = place.first;
     const std::int32_t size = static_cast<std::int32_t>(std::min(kLine, row.numel - first));
-    const Tile tile{element(row.grad, dtype, first), element(row.param, dtype, first), size,
+    const Tile tile{element(row.grad, dtype, first), element(row.param, dtype, first), salt_of(row), size,
                     static_cast<std::int32_t>(first), nullptr, 0, nullptr};
     const Survivors& s = worker.survivors[0];
     kernels().visit(dtype, &tile, 1, filter, worker.survivors.get());
@@ -177,6 +179,7 @@ void Scan::read(const std::vector<Row>& rows, float threshold, float upper, floa
     const std::int64_t first = tasks.within(r, task) * kTilesPerTask * kTile;
     const std::int64_t last = std::min(first + kTilesPerTask * kTile, row.numel);
     const Filter filter = make_filter(score_, std::max(threshold, pool_.floor()), upper);
+    const std::uint64_t salt = salt_of(row);
     const std::int32_t* end = offsets_ + row.end;
     const auto selected_from = [&](std::int64_t entry) {
       if (row.begin == row.end) return end;
@@ -195,6 +198,7 @@ void Scan::read(const std::vector<Row>& rows, float threshold, float upper, floa
         const std::int64_t start = starts[i] + t * kTile;
         pair[i] = {element(row.grad, dtype, start),
                    element(row.param, dtype, start),
+                   salt,
                    static_cast<std::int32_t>(std::min<std::int64_t>(kTile, last - start)),
                    static_cast<std::int32_t>(start),
                    next[i],

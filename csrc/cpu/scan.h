@@ -18,7 +18,9 @@ class Scan {
   Scan(const Score& score, std::int64_t k, float hint, const std::int32_t* offsets, int threads);
 
   // Reads n rows; may be called again with other rows. selected_grads [length of the index list] receives the
-  // gradients of the selected entries of these rows, or is null. Rows' memory stays alive until finalize.
+  // gradients of the selected entries of these rows, or is null (always null for Family::given, and for scores that
+  // read no gradients). Rows' memory stays alive until finalize; but given scores (float32 in the rows' `grad`, whatever
+  // the parameters are; row.dtype float32) are read here only.
   void add(const Row* rows, std::int64_t n, float* selected_grads);
 
   bool nonfinite() const { return nonfinite_.load(); }
@@ -38,6 +40,7 @@ class Scan {
     float threshold;
   };
 
+  std::uint64_t salt_of(const Row& row) const;
   float sample_threshold(const std::vector<Row>& rows, std::int64_t numel);
   void read(const std::vector<Row>& rows, float threshold, float upper, float* selected_grads);
 

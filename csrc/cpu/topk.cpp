@@ -14,44 +14,78 @@ constexpr int kCacheLine = 64;   // bytes
 constexpr int kUnroll = 4;       // vectors per step and array; almost always none of their entries is kept
 constexpr std::uint32_t kAllLanes = (1u << Vec::lanes) - 1;
 
-template <Exponent E, bool exact>
-inline std::uint32_t keep(Vec grad_abs, Vec theta_abs, const Filter& f) {
-  if constexpr (E == Exponent::any && exact) {
+// Which of the lanes from entry `offset` of the tensor on pass the filter.
+template <Kind K, bool exact>
+inline std::uint32_t keep(Vec grad, Vec theta_abs, std::uint32_t offset, std::uint64_t salt, const Filter& f) {
+  if constexpr (K == Kind::random) {
+    float keys[Vec::lanes];
+    for (int i = 0; i < Vec::lanes; ++i) {
+      keys[i] = float_of(random_key(salt, offset + static_cast<std::uint32_t>(i)));
+    }
+    return at_least(load(keys), broadcast(f.threshold));
+  } else if constexpr (K == Kind::magnitude) {
+    return at_least(broadcast(f.largest), theta_abs);
+  } else if constexpr (K == Kind::given) {
+    return at_least(grad, broadcast(f.threshold));
+  } else if constexpr (K == Kind::product) {
+    return at_least(grad * theta_abs, broadcast(f.threshold));
+  } else if constexpr (K == Kind::any && exact) {
     return kAllLanes;  // pow has no vector form here: each entry is scored by score_kept
-  } else if constexpr (E == Exponent::any) {
+  } else if constexpr (K == Kind::any) {
     const Vec d = theta_abs + broadcast(f.eps);
     const Vec limit = broadcast(f.log_limit) + broadcast(f.log_slope) * int_value_of_bits(d);
-    return at_least(int_value_of_bits(grad_abs), limit);
-  } else if constexpr (exact || E == Exponent::zero) {
-    return at_least(d3<E>(grad_abs, theta_abs, broadcast(f.eps)), broadcast(f.threshold));
+    return at_least(int_value_of_bits(grad), limit);
+  } else if constexpr (exact || K == Kind::zero) {
+    return at_least(d3<K>(grad, theta_abs, broadcast(f.eps)), broadcast(f.threshold));
   } else {
-    return at_least(grad_abs, broadcast(f.scaled) * power<E>(theta_abs, broadcast(f.eps)));
+    return at_least(grad, broadcast(f.scaled) * power<K>(theta_abs, broadcast(f.eps)));
   }
 }
 
-template <Exponent E>
-inline float score_of(float grad_abs, float theta_abs, const Filter& f) {
-  if constexpr (E == Exponent::any) {
-    return d3_any(grad_abs, theta_abs, f.eps, f.exponent);
+// The score of entry p of a tile.
+template <class T, Kind K>
+inline float score_of(const Tile& tile, std::int32_t p, const Filter& f) {
+  if constexpr (K == Kind::random) {
+    return float_of(random_key(tile.salt, static_cast<std::uint32_t>(tile.base + p)));
   } else {
-    return d3<E>(grad_abs, theta_abs, f.eps);
+    const float grad = reads_grad(K) ? widen(static_cast<const T*>(tile.grad)[p]) : 0.0f;
+    const float theta_abs = reads_param(K) ? std::fabs(widen(static_cast<const T*>(tile.param)[p])) : 0.0f;
+    if constexpr (K == Kind::given) {
+      return grad;
+    } else if constexpr (K == Kind::magnitude) {
+      return float_of(magnitude_key(bits_of(theta_abs)));
+    } else if constexpr (K == Kind::product) {
+      return std::fabs(grad) * theta_abs;
+    } else if constexpr (K == Kind::any) {
+      return d3_any(std::fabs(grad), theta_abs, f.eps, f.exponent);
+    } else {
+      return d3<K>(std::fabs(grad), theta_abs, f.eps);
+    }
   }
 }
 
 // The positions among `unroll` vectors from i on that pass the filter, appended to `out`; returns how many.
-template <class T, Exponent E, bool exact, int unroll>
-inline int filter_vectors(const T* grad, const T* param, std::int32_t i, const Filter& f, Vec::Bits& top,
-                          std::uint16_t* out) {
+template <class T, Kind K, bool exact, int unroll>
+inline int filter_vectors(const Tile& tile, std::int32_t i, const Filter& f, Vec::Bits& top, std::uint16_t* out) {
+  const T* grad = static_cast<const T*>(tile.grad) + i;
+  const T* param = static_cast<const T*>(tile.param) + i;
   for (int ahead = kPrefetch; ahead < kPrefetch + unroll * Vec::lanes * int{sizeof(T)}; ahead += kCacheLine) {
-    prefetch(reinterpret_cast<const char*>(grad + i) + ahead);
-    prefetch(reinterpret_cast<const char*>(param + i) + ahead);
+    if (reads_grad(K)) prefetch(reinterpret_cast<const char*>(grad) + ahead);
+    if (reads_param(K)) prefetch(reinterpret_cast<const char*>(param) + ahead);
   }
   std::uint32_t masks[unroll];
   std::uint32_t any = 0;
   for (int u = 0; u < unroll; ++u) {
-    const Vec grad_abs = absolute(load(grad + i + u * Vec::lanes));
-    top = max_bits(top, grad_abs);
-    masks[u] = keep<E, exact>(grad_abs, absolute(load(param + i + u * Vec::lanes)), f);
+    Vec grads = broadcast(0.0f);
+    Vec theta_abs = broadcast(0.0f);
+    if constexpr (reads_grad(K)) grads = load(grad + u * Vec::lanes);
+    if constexpr (grads_are_gradients(K)) {
+      grads = absolute(grads);
+      top = max_bits(top, grads);
+    }
+    if constexpr (reads_param(K)) theta_abs = absolute(load(param + u * Vec::lanes));
+    const std::uint32_t offset = static_cast<std::uint32_t>(tile.base + i + u * Vec::lanes);
+    masks[u] = keep<K, exact>(grads, theta_abs, offset, tile.salt, f);
     any |= masks[u];
   }
   int n = 0;
@@ -62,24 +96,17 @@ inline int filter_vectors(const T* grad, const T* param, std::int32_t i, const F
 }
 
 // Fills positions, count and nonfinite of each of n tiles of one size, which are read side by side.
-template <class T, Exponent E, bool exact, int n>
+template <class T, Kind K, bool exact, int n>
 void filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
-  const T* grads[n];
-  const T* params[n];
   Vec::Bits tops[n];
   int counts[n] = {};
-  for (int t = 0; t < n; ++t) {
-    grads[t] = static_cast<const T*>(tiles[t].grad);
-    params[t] = static_cast<const T*>(tiles[t].param);
-    tops[t] = zero_bits();
-  }
+  for (int t = 0; t < n; ++t) tops[t] = zero_bits();
   const std::int32_t size = tiles[0].size;
   std::int32_t i = 0;
   const auto advance = [&](auto unroll) {
     for (; i + unroll * Vec::lanes <= size; i += unroll * Vec::lanes) {
       for (int t = 0; t < n; ++t) {
-        counts[t] += filter_vectors<T, E, exact, unroll>(grads[t], params[t], i, f, tops[t],
-                                                         survivors[t].positions + counts[t]);
+        counts[t] += filter_vectors<T, K, exact, unroll>(tiles[t], i, f, tops[t], survivors[t].positions + counts[t]);
       }
     }
   };
@@ -88,8 +115,10 @@ void filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
   for (int t = 0; t < n; ++t) {
     std::uint32_t top = reduce(tops[t]);
     for (std::int32_t j = i; j < size; ++j) {
-      const std::uint32_t bits = bits_of(std::fabs(widen(grads[t][j])));
-      top = bits > top ? bits : top;
+      if constexpr (grads_are_gradients(K)) {
+        const std::uint32_t bits = bits_of(std::fabs(widen(static_cast<const T*>(tiles[t].grad)[j])));
+        top = bits > top ? bits : top;
+      }
       survivors[t].positions[counts[t]++] = static_cast<std::uint16_t>(j);
     }
     survivors[t].nonfinite = top >= 0x7f800000u;
@@ -98,10 +127,8 @@ void filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
 }
 
 // Scores what the filter kept, drops what is selected already, and gathers the selected entries' gradients.
-template <class T, Exponent E>
+template <class T, Kind K>
 void score_kept(const Tile& tile, const Filter& f, Survivors& s) {
-  const T* grad = static_cast<const T*>(tile.grad);
-  const T* param = static_cast<const T*>(tile.param);
   const int n = s.count;
   std::int64_t in_tile = 0;
   int kept = 0;
@@ -109,7 +136,7 @@ void score_kept(const Tile& tile, const Filter& f, Survivors& s) {
   const auto score_until = [&](std::int32_t position) {
     for (; next < n && s.positions[next] < position; ++next) {
       const std::uint16_t p = s.positions[next];
-      const float score = score_of<E>(std::fabs(widen(grad[p])), std::fabs(widen(param[p])), f);
+      const float score = score_of<T, K>(tile, p, f);
       s.positions[kept] = p;
       s.scores[kept] = score;
       kept += score >= f.threshold && score < f.upper;
@@ -118,7 +145,9 @@ void score_kept(const Tile& tile, const Filter& f, Survivors& s) {
   for (; in_tile < tile.n_selected; ++in_tile) {
     const std::int32_t position = tile.selected[in_tile] - tile.base;
     if (position >= tile.size) break;
-    if (tile.selected_grads != nullptr) tile.selected_grads[in_tile] = widen(grad[position]);
+    if (tile.selected_grads != nullptr) {
+      tile.selected_grads[in_tile] = widen(static_cast<const T*>(tile.grad)[position]);
+    }
     score_until(position);
     if (next < n && s.positions[next] == position) ++next;
   }
@@ -127,22 +156,22 @@ void score_kept(const Tile& tile, const Filter& f, Survivors& s) {
   s.selected_in_tile = in_tile;
 }
 
-template <class T, Exponent E, int n>
+template <class T, Kind K, int n>
 void visit(const Tile* tiles, const Filter& f, Survivors* survivors) {
   if (f.exact) {
-    filter<T, E, true, n>(tiles, f, survivors);
+    filter<T, K, true, n>(tiles, f, survivors);
   } else {
-    filter<T, E, false, n>(tiles, f, survivors);
+    filter<T, K, false, n>(tiles, f, survivors);
   }
-  for (int t = 0; t < n; ++t) score_kept<T, E>(tiles[t], f, survivors[t]);
+  for (int t = 0; t < n; ++t) score_kept<T, K>(tiles[t], f, survivors[t]);
 }
 
-template <Exponent E>
+template <Kind K>
 void visit(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* survivors) {
   with_dtype(dtype, [&](auto storage) {
     using T = decltype(storage);
-    if (n == 2 && tiles[0].size == tiles[1].size) return visit<T, E, 2>(tiles, f, survivors);
-    for (int t = 0; t < n; ++t) visit<T, E, 1>(tiles + t, f, survivors + t);
+    if (n == 2 && tiles[0].size == tiles[1].size) return visit<T, K, 2>(tiles, f, survivors);
+    for (int t = 0; t < n; ++t) visit<T, K, 1>(tiles + t, f, survivors + t);
   });
 }
 
@@ -150,16 +179,19 @@ void visit(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* su
 
 void SELECTIVE_ISA_NAME(visit)(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* survivors) {
   switch (f.kind) {
-    case Exponent::zero:
-      return visit<Exponent::zero>(dtype, tiles, n, f, survivors);
-    case Exponent::half:
-      return visit<Exponent::half>(dtype, tiles, n, f, survivors);
-    case Exponent::one:
-      return visit<Exponent::one>(dtype, tiles, n, f, survivors);
-    case Exponent::two:
-      return visit<Exponent::two>(dtype, tiles, n, f, survivors);
-    case Exponent::any:
-      return visit<Exponent::any>(dtype, tiles, n, f, survivors);
+#define SELECTIVE_VISIT(kind) \
+  case Kind::kind:            \
+    return visit<Kind::kind>(dtype, tiles, n, f, survivors)
+    SELECTIVE_VISIT(zero);
+    SELECTIVE_VISIT(half);
+    SELECTIVE_VISIT(one);
+    SELECTIVE_VISIT(two);
+    SELECTIVE_VISIT(any);
+    SELECTIVE_VISIT(product);
+    SELECTIVE_VISIT(magnitude);
+    SELECTIVE_VISIT(random);
+    SELECTIVE_VISIT(given);
+#undef SELECTIVE_VISIT
   }
 }
 

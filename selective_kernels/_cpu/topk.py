@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -10,21 +11,31 @@ from torch import Tensor
 
 from selective_kernels import _native
 from selective_kernels._cpu.indexing import gather_grads
-from selective_kernels.checks import check_added_once, check_entries, check_index
+from selective_kernels.checks import (
+    check_added_once,
+    check_entries,
+    check_gathers,
+    check_index,
+    check_keys,
+    check_numbers,
+    check_sources,
+)
 from selective_kernels.index import SparseIndex
 from selective_kernels.ranges import ranged
-from selective_kernels.score import Score
-from selective_kernels.table import Table
+from selective_kernels.score import FAMILIES, Score
+from selective_kernels.table import COLUMNS, DTYPE_CODES, Table
 
 
 class CpuScan:
     """See `selective_kernels.topk.Scan`."""
 
     def __init__(self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None) -> None:
-        self._table, self._index = table, index
+        self._table, self._index, self._score = table, index, score
         self._scan = _native.cpu().Scan(
+            FAMILIES.index(score.family),
             score.exponent,
             score.eps,
+            score.seed,
             min(k, sum(table.numels)),
             float("nan") if hint is None else hint,
             index.offsets.data_ptr(),
@@ -34,16 +45,27 @@ class CpuScan:
         self._numbers: set[int] = set()
 
     @ranged("scan")
-    def add(self, tensors: Sequence[int], grads: Sequence[Tensor], grads_out: Tensor | None = None) -> None:
+    def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
         check_added_once(tensors, self._numbers)
-        checked = self._table.check_grads(tensors, grads)
-        if grads_out is not None:
-            check_entries(grads_out, torch.float32, self._index.count, self._table.device, "grads_out")
-        self._added.append((tensors, checked))
+        check_numbers(tensors, len(self._table))
+        check_sources(self._score, grads, grads_out)
+        out = 0
+        if grads is None:
+            rows = self._table.rows(self._index, tensors)
+        elif self._score.family == "given":
+            keys = check_keys(grads, [self._table.params[i].shape for i in tensors], self._table.device)
+            rows = self._table.rows(self._index, tensors, keys)
+            rows[3::COLUMNS] = array("q", [DTYPE_CODES[torch.float32]] * len(tensors))
+        else:
+            checked = self._table.check_grads(tensors, grads)
+            if grads_out is not None:
+                check_entries(grads_out, torch.float32, self._index.count, self._table.device, "grads_out")
+                out = grads_out.data_ptr()
+            self._added.append((tensors, checked))
+            rows = self._table.rows(self._index, tensors, checked)
         self._numbers.update(tensors)
-        rows = self._table.rows(self._index, tensors, checked)
-        self._scan.add(rows, 0 if grads_out is None else grads_out.data_ptr())
+        self._scan.add(rows, out)
 
     @property
     def nonfinite(self) -> bool:
@@ -62,6 +84,7 @@ class CpuScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
+        check_gathers(self._score)
         check_index(index, self._table.numels, self._table.device)
         check_entries(out, torch.float32, index.count, self._table.device, "out")
         for tensors, grads in self._added:

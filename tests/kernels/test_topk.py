@@ -134,7 +134,7 @@ TENSORS = st.tuples(
 PROBLEMS = st.builds(
     Problem, st.lists(TENSORS, min_size=1, max_size=5), st.integers(0, 2**32 - 1), st.sampled_from(SHARES)
 )
-SCORES = st.builds(Score, st.sampled_from(EXPONENTS), st.sampled_from(EPS))
+SCORES = st.builds(Score, st.sampled_from(EXPONENTS), st.sampled_from(EPS), st.just("d3"), st.just(0))
 K = st.sampled_from(["none", "one", "some", "most", "all", "more"])
 
 

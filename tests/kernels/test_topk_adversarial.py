@@ -52,7 +52,8 @@ def sampled_lines(count):
     mask = 2**64 - 1
     entries = np.zeros(count, bool)
     for i in range(-(-count // 16) // 256):
-        x = (i + 0x9E3779B97F4A7C15) * 0xBF58476D1CE4E5B9 & mask
+        x = i + 1
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
         line = i * 256 + (x ^ (x >> 31)) % 256
         entries[line * 16 : line * 16 + 16] = True
