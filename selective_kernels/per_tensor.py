@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from selective_kernels.checks import check_added_once
+from selective_kernels.checks import check_added_once, check_gathers
 from selective_kernels.index import SparseIndex
+from selective_kernels.indexing import gather_grads
+from selective_kernels.score import Score
 from selective_kernels.table import Table
 
 if TYPE_CHECKING:
@@ -24,19 +26,26 @@ class PerTensorScan:
         begin: makes a scan for a number of entries.
         table: all tensors.
         counts: how many entries are wanted of each.
+        score, backend: what `begin` uses.
     """
 
-    def __init__(self, begin: Callable[[int], Scan], table: Table, counts: Sequence[int]) -> None:
+    def __init__(
+        self, begin: Callable[[int], Scan], table: Table, counts: Sequence[int], score: Score, backend: str
+    ) -> None:
         self._table, self._begin, self._counts = table, begin, list(counts)
+        self._score, self._backend = score, backend
         self._wanting: dict[int, Scan] = {}
         self._resting: list[Scan] = []  # of tensors that want nothing: their gradients are read all the same
         self._added: set[int] = set()
+        self._grads: list[tuple[Sequence[int], Sequence[Tensor]]] = []
         self.threshold = 0.0
 
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
         check_added_once(tensors, self._added)
         given = [None] * len(tensors) if grads is None else list(grads)
+        if grads is not None and self._score.family != "given":
+            self._grads.append((tensors, grads))
         rest: list[tuple[int, Tensor | None]] = []
         for i, grad in zip(tensors, given, strict=True):
             self._added.add(i)
@@ -68,8 +77,9 @@ class PerTensorScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
-        for each in (*self._wanting.values(), *self._resting):
-            each.gather(index, out)
+        check_gathers(self._score)
+        for tensors, grads in self._grads:
+            gather_grads(self._table, index, tensors, grads, out, backend=self._backend)
 
     @property
     def passes(self) -> int:

@@ -89,16 +89,20 @@ class Table:
         self, index: SparseIndex, tensors: Sequence[int] | None = None, grads: Sequence[Tensor] | None = None
     ) -> array[int]:
         """Rows of the tensors numbered `tensors` (ascending; None: all), with their gradients and index slices."""
-        rows = array("q", self._fixed)
-        if not self._pins:
-            rows[0::COLUMNS] = self._addresses()
-        rows[5::COLUMNS] = array("q", index.starts[:-1])
-        rows[6::COLUMNS] = array("q", index.starts[1:])
-        if tensors is not None and len(tensors) != len(self.params):
-            picked = array("q")
+        if tensors is None or len(tensors) == len(self.params):
+            rows = array("q", self._fixed)
+            if not self._pins:
+                rows[0::COLUMNS] = self._addresses()
+            rows[5::COLUMNS] = array("q", index.starts[:-1])
+            rows[6::COLUMNS] = array("q", index.starts[1:])
+        else:  # a scan of one tensor must not cost a row of every other one
+            rows = array("q")
             for i in tensors:
-                picked.extend(rows[i * COLUMNS : (i + 1) * COLUMNS])
-            rows = picked
+                row = self._fixed[i * COLUMNS : (i + 1) * COLUMNS]
+                if not self._pins:
+                    row[0] = self.params[i].data_ptr()
+                row[5], row[6] = index.starts[i], index.starts[i + 1]
+                rows.extend(row)
         if grads is not None:
             rows[1::COLUMNS] = array("q", [grad.data_ptr() for grad in grads])
         return rows

@@ -95,7 +95,7 @@ def scan(
     check_index(index, table.numels, table.device)
     implementation = dispatch.implementation("scan", table.device, backend)
     if isinstance(k, Sequence):
-        return PerTensorScan(lambda count: implementation(table, index, count, score, hint), table, k)
+        return PerTensorScan(lambda count: implementation(table, index, count, score, hint), table, k, score, backend)
     made: Scan = implementation(table, index, k, score, hint)
     return made
 

@@ -1,6 +1,19 @@
 """Selective fine-tuning: drop-in optimizers that train a chosen few scalars of a model."""
 
+from selective_peft.methods import methods
 from selective_peft.optim import SelectiveAdam, SelectiveAdamW, SelectiveSGD
-from selective_peft.scores import D3
+from selective_peft.scores import D3, Random, SmallestMagnitude, Snip
+from selective_peft.tensor_scores import Difference, PerTensor
 
-__all__ = ["D3", "SelectiveAdam", "SelectiveAdamW", "SelectiveSGD"]
+__all__ = [
+    "D3",
+    "Difference",
+    "PerTensor",
+    "Random",
+    "SelectiveAdam",
+    "SelectiveAdamW",
+    "SelectiveSGD",
+    "SmallestMagnitude",
+    "Snip",
+    "methods",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,92 +11,150 @@ from torch import Tensor
 
 from selective_kernels import dispatch
 from selective_kernels.checks import check_param
+from selective_peft.budgets import check_budget
+from selective_peft.methods import choose
 from selective_peft.schedules import Schedule, check_schedule, schedule_name
-from selective_peft.scores import D3
+from selective_peft.scores import AnyScore, check_any_score, describe_score
 
-STRATEGIES = ("increment", "static")
+STRATEGIES = ("increment", "static", "repeat")
+SCOPES = ("global", "tensor")
 BIAS_CORRECTIONS = ("global", "per_entry")
 NONFINITE = ("skip", "raise")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The keyword arguments that all selective optimizers share; see `SelectiveAdamW` for their meaning."""
+    """What all selective optimizers share; see `SelectiveAdamW` for the meaning.
 
-    budget: int | float
+    Attributes:
+        budget: None if the method has none.
+        score, strategy: as given, or the method's.
+        whole: everything is trained, nothing is selected.
+    """
+
+    budget: int | float | None
     total_steps: int
-    score: D3
+    score: AnyScore
     strategy: str
+    scope: str
     schedule: Schedule
     select_every: int
     bias_correction: str
     max_grad_norm: float | None
     nonfinite: str
     backend: str
+    whole: bool
 
-    def __post_init__(self) -> None:
-        _whole("total_steps", self.total_steps)
-        _whole("select_every", self.select_every)
-        check_budget(self.budget)
-        if not isinstance(self.score, D3):
-            raise TypeError(f"score: expected a score such as D3(exp=2.0, eps=1.0), got {self.score!r}")
-        _one_of("strategy", self.strategy, STRATEGIES)
-        check_schedule(self.schedule)
-        _one_of("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        _one_of("nonfinite", self.nonfinite, NONFINITE)
-        _one_of("backend", self.backend, ("auto", *dispatch.BACKENDS))
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm: expected None or a number > 0, got {self.max_grad_norm}")
-
-    def describe(self) -> dict[str, int | float | str]:
+    def describe(self) -> dict[str, int | float | str | None]:
         """What a checkpoint must agree on to be continued."""
         return {
             "budget": self.budget,
             "total_steps": self.total_steps,
-            "score": self.score.describe(),
+            "score": "none" if self.whole else describe_score(self.score),
             "strategy": self.strategy,
+            "scope": self.scope,
             "schedule_name": schedule_name(self.schedule),
             "select_every": self.select_every,
             "bias_correction": self.bias_correction,
         }
 
+    @property
+    def warmup_steps(self) -> int:
+        """Dense steps before the first selection."""
+        return getattr(self.score, "warmup_steps", None) or 0
 
-def _whole(name: str, value: object) -> None:
+    @property
+    def repeats(self) -> bool:
+        """Whether each step has a set of its own."""
+        return self.strategy == "repeat"
+
+
+def make_settings(
+    *,
+    budget: int | float | None,
+    total_steps: int | None,
+    method: str | None,
+    method_kwargs: Mapping[str, Any] | None,
+    score: AnyScore | None,
+    strategy: str | None,
+    scope: str,
+    schedule: Schedule,
+    select_every: int,
+    bias_correction: str,
+    max_grad_norm: float | None,
+    nonfinite: str,
+    backend: str,
+) -> Settings:
+    """Checked settings of an optimizer's arguments.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range, or contradicts another one.
+    """
+    choice = choose(method, method_kwargs, score, strategy)
+    check_any_score(choice.score)
+    if choice.budget:
+        check_budget(budget)
+    elif budget is not None:
+        raise ValueError(f"budget: expected None with method={method!r}, which takes no budget, got {budget}")
+    if total_steps is None and not choice.budget:
+        total_steps = 1
+    total_steps = _whole("total_steps", total_steps)
+    _whole("select_every", select_every)
+    _one_of("strategy", choice.strategy, STRATEGIES)
+    _one_of("scope", scope, SCOPES)
+    check_schedule(schedule)
+    _one_of("bias_correction", bias_correction, BIAS_CORRECTIONS)
+    _one_of("nonfinite", nonfinite, NONFINITE)
+    _one_of("backend", backend, ("auto", *dispatch.BACKENDS))
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm: expected None or a number > 0, got {max_grad_norm}")
+    settings = Settings(
+        budget,
+        total_steps,
+        choice.score,
+        choice.strategy,
+        scope,
+        schedule,
+        select_every,
+        bias_correction,
+        max_grad_norm,
+        nonfinite,
+        backend,
+        choice.whole,
+    )
+    _check_repeat(settings)
+    return settings
+
+
+def _check_repeat(settings: Settings) -> None:
+    if settings.warmup_steps and settings.strategy != "static":
+        raise ValueError(f"strategy: expected 'static' for a score with warmup_steps, got {settings.strategy!r}")
+    if not settings.repeats:
+        return
+    if settings.backend not in ("auto", "reference"):
+        raise ValueError(
+            f"backend: expected 'auto' or 'reference' for strategy 'repeat', which is a baseline with dense state, got "
+            f"{settings.backend!r}"
+        )
+    if settings.bias_correction != "global" or settings.scope != "global":
+        raise ValueError(
+            f"strategy: expected bias_correction and scope 'global' with 'repeat', got {settings.bias_correction!r} "
+            f"and {settings.scope!r}"
+        )
+    warnings.warn(
+        "strategy 'repeat' is a baseline: it keeps dense optimizer state and runs in plain PyTorch", stacklevel=5
+    )
+
+
+def _whole(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+    return value
 
 
 def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {sorted(allowed)}, got {value!r}")
-
-
-def check_budget(budget: object) -> None:
-    """Raises TypeError or ValueError unless the budget is an integer >= 1 or a float in (0, 1)."""
-    wanted = "expected an integer >= 1 (scalars) or a float in (0, 1) (share of the selective scalars)"
-    if budget is None:
-        raise TypeError(f"budget: {wanted}, got None")
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
-        raise TypeError(f"budget: {wanted}, got {type(budget).__name__}")
-    if isinstance(budget, int) and budget < 1:
-        raise ValueError(f"budget: {wanted}, got {budget}")
-    if isinstance(budget, float) and not 0.0 < budget < 1.0:
-        raise ValueError(f"budget: {wanted}, got {budget}")
-
-
-def resolve_budget(budget: int | float, selective_scalars: int) -> int:
-    """The budget in scalars: a share is rounded down.
-
-    Raises:
-        ValueError: more than there are, or a share that is less than one scalar.
-    """
-    resolved = budget if isinstance(budget, int) else int(budget * selective_scalars)
-    if not 1 <= resolved <= selective_scalars:
-        raise ValueError(
-            f"budget: expected 1 to {selective_scalars} scalars (those of the selective parameters that require a "
-            f"gradient), got {budget}" + ("" if isinstance(budget, int) else f" (= {resolved} scalars)")
-        )
-    return resolved
 
 
 def refuse_unsupported(options: Mapping[str, Any]) -> None:

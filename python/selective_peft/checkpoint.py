@@ -11,7 +11,7 @@ from torch import Tensor
 from selective_kernels import SparseIndex, Table
 from selective_peft.selection import Selection
 
-VERSION = 1
+VERSION = 2
 INT32 = torch.int32
 INT64 = torch.int64
 
@@ -22,8 +22,16 @@ def pack(
     names: Sequence[str],
     described: Mapping[str, Any],
     schedule: Tensor,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Tensors and primitives only, copied, so that later steps do not change what was packed."""
+    """Tensors and primitives only, copied, so that later steps do not change what was packed.
+
+    Args:
+        selection, table, names: what to pack.
+        described: settings that must agree when it is loaded.
+        schedule: cumulative targets.
+        extra: further state of the optimizer, not shared with it.
+    """
     count = selection.count
     missed = sorted(selection.missed.items())
     return {
@@ -34,6 +42,7 @@ def pack(
         "dtypes": [str(dtype) for dtype in table.dtypes],
         "step": selection.step,
         "skipped_steps": selection.skipped,
+        "warmup_done": selection.warmup,
         "schedule": schedule.clone(),
         "tensor_steps": torch.tensor(selection.tensor_steps, dtype=INT64),
         "missed_tensors": torch.tensor([i for i, steps in missed for _ in steps], dtype=INT64),
@@ -41,6 +50,7 @@ def pack(
         "starts": torch.tensor(selection.index.starts, dtype=INT64),
         "offsets": selection.index.valid.clone(),
         "arrays": {name: array[:count].clone() for name, array in selection.arrays.items()},
+        "extra": dict(extra),
     }
 
 
@@ -97,7 +107,7 @@ def check_items(packed: Mapping[str, Any], described: Mapping[str, Any]) -> None
         raise ValueError(f"state_dict: selective: expected a dict, got {type(packed).__name__}")
     _equal("version", VERSION, packed.get("version"))
     wanted = {*described, "names", "sizes", "dtypes", "step", "skipped_steps", "schedule", "tensor_steps"}
-    wanted |= {"missed_tensors", "missed_steps", "starts", "offsets", "arrays"}
+    wanted |= {"missed_tensors", "missed_steps", "starts", "offsets", "arrays", "warmup_done", "extra"}
     missing = sorted(wanted - set(packed))
     if missing:
         raise ValueError(f"state_dict: selective: expected the items {missing}, which are missing (truncated?)")
@@ -133,7 +143,7 @@ def check_values(
         _equal("names", list(names), packed["names"])
     _equal("sizes", list(table.numels), packed["sizes"])
     _equal("dtypes", [str(dtype) for dtype in table.dtypes], packed["dtypes"])
-    for what in ("step", "skipped_steps"):
+    for what in ("step", "skipped_steps", "warmup_done"):
         if not isinstance(packed[what], int) or packed[what] < 0:
             raise ValueError(f"state_dict: {what}: expected an integer >= 0, got {packed[what]!r}")
     if not torch.equal(_vector(packed, "schedule", INT64, len(schedule)).cpu(), schedule):
@@ -152,7 +162,7 @@ def check_values(
     _equal("arrays", sorted(array_dtypes), sorted(packed["arrays"]))
     for name, dtype in array_dtypes.items():
         _vector(packed["arrays"], name, dtype, len(packed["offsets"]))
-    _check_range("chosen", packed["arrays"]["chosen"], done)
+    _check_range("chosen", packed["arrays"]["chosen"], max(done, int(packed["warmup_done"] > 0)))
 
 
 def _check_range(name: str, values: Tensor, end: int) -> None:
@@ -190,3 +200,4 @@ def unpack_(packed: Mapping[str, Any], selection: Selection) -> None:
         selection.missed.setdefault(tensor, []).append(step)
     selection.step = packed["step"]
     selection.skipped = packed["skipped_steps"]
+    selection.warmup = packed["warmup_done"]

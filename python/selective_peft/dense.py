@@ -1,4 +1,4 @@
-"""Groups with selective=False: torch's own dense update, on ordinary per-parameter state (C13)."""
+"""torch's own dense update of whole parameters, on ordinary per-parameter state (C13)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State)
 
 
 def check_dense_state(
-    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], required: Sequence[str]
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], required: Sequence[str], *, everywhere: bool
 ) -> None:
     """Raises ValueError, naming the item, if a packed per-parameter state does not fit the groups that it is for.
 
@@ -90,9 +90,10 @@ def check_dense_state(
         state_dict: what passed `checkpoint.check_halves` and `check_groups`.
         groups: this optimizer's groups.
         required: what each parameter with state must have.
+        everywhere: selective groups have such state, too.
     """
     for saved, group in zip(state_dict["param_groups"], groups, strict=True):
-        if group["selective"]:
+        if group["selective"] and not everywhere:
             continue
         for key, param in zip(saved["params"], group["params"], strict=True):
             given = state_dict["state"].get(key)

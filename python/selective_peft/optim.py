@@ -9,16 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from selective_kernels import AdamGroup, SgdGroup, Update, adam_, sgd_
-from selective_peft.arguments import Settings, check_betas, check_non_negative, refuse_unsupported
+from selective_peft.arguments import check_betas, check_non_negative, make_settings, refuse_unsupported
 from selective_peft.dense import ADAM_STATE, SGD_STATE, dense_adam_, dense_sgd_
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.schedules import Schedule
-from selective_peft.scores import D3
+from selective_peft.scores import AnyScore
 
 
-def _refuse(method: object, foreach: bool | None, fused: bool | None, **options: bool) -> None:
-    if method is not None:
-        raise ValueError(f"method: expected None (give score, strategy and schedule), got {method!r}")
+def _refuse(foreach: bool | None, fused: bool | None, **options: bool) -> None:
     refuse_unsupported(options)
     if foreach is not None or fused is not None:
         warnings.warn("foreach and fused are ignored: all selected scalars are updated in one call", stacklevel=3)
@@ -40,15 +38,17 @@ class SelectiveAdam(SelectiveOptimizer):
         weight_decay: float = 0.0,
         *,
         budget: int | float | None = None,
-        total_steps: int,
-        score: D3 = D3(exp=2.0, eps=1.0),  # noqa: B008  (frozen)
-        strategy: str = "increment",
+        total_steps: int | None = None,
+        method: str | None = None,
+        method_kwargs: Mapping[str, Any] | None = None,
+        score: AnyScore | None = None,
+        strategy: str | None = None,
+        scope: str = "global",
         schedule: Schedule = "uniform",
         select_every: int = 1,
         bias_correction: str = "global",
         max_grad_norm: float | None = None,
         nonfinite: str = "skip",
-        method: None = None,
         backend: str = "auto",
         amsgrad: bool = False,
         maximize: bool = False,
@@ -58,7 +58,6 @@ class SelectiveAdam(SelectiveOptimizer):
         fused: bool | None = None,
     ) -> None:
         _refuse(
-            method,
             foreach,
             fused,
             amsgrad=amsgrad,
@@ -66,17 +65,20 @@ class SelectiveAdam(SelectiveOptimizer):
             capturable=capturable,
             differentiable=differentiable,
         )
-        settings = Settings(
-            budget,  # type: ignore[arg-type]  # None is refused there, by name
-            total_steps,
-            score,
-            strategy,
-            schedule,
-            select_every,
-            bias_correction,
-            max_grad_norm,
-            nonfinite,
-            backend,
+        settings = make_settings(
+            budget=budget,
+            total_steps=total_steps,
+            method=method,
+            method_kwargs=method_kwargs,
+            score=score,
+            strategy=strategy,
+            scope=scope,
+            schedule=schedule,
+            select_every=select_every,
+            bias_correction=bias_correction,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+            backend=backend,
         )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, settings)
 
@@ -110,10 +112,17 @@ class SelectiveAdamW(SelectiveAdam):
         params: parameters, named parameters, or groups of them; float32, bfloat16 or float16, contiguous. A group may
             carry `selective=False`: it is trained whole, outside the budget (a new head).
         lr, betas, eps, weight_decay: as in torch, read from the group at each step. Only selected scalars decay.
-        budget: how many scalars to train: an integer, or a share in (0, 1) of the selective scalars.
+        budget: how many scalars to train: an integer, or a share in (0, 1) of the selective scalars; None for methods
+            without one.
         total_steps: number of steps over which the budget is spent; training may go on afterwards.
-        score: what ranks the scalars, `D3(exp, eps)`.
-        strategy: "increment" (spend the budget along the schedule) or "static" (all in the first step).
+        method: a name of `methods()`, which stands for a score and a strategy: `method="pafi"`.
+        method_kwargs: the method's own arguments: `exp` and `eps` of the D3 methods, `seed` of "random", `scores` of
+            "fish", `tuned` or `warmup_steps` of "diff".
+        score: what ranks the scalars: `D3(exp, eps)`, the default, another one of `selective_peft.scores`, or a
+            callable(name, param, grad) that returns a tensor's scores.
+        strategy: "increment" (spend the budget along the schedule, the default), "static" (all in the first step), or
+            "repeat" (a fresh set in each step: a baseline with dense state, on the reference backend).
+        scope: "global" (the best scalars of all tensors), or "tensor" (of each, in proportion to its size).
         schedule: "uniform", "linear", "cosine", "front", or a callable(step, total_steps, budget) that gives the
             number of scalars selected after that step.
         select_every: select only in steps 0, K, 2K, ..., for the K steps ahead.
@@ -121,7 +130,6 @@ class SelectiveAdamW(SelectiveAdam):
             not start with steps of up to 3.2 lr.
         max_grad_norm: clip by the norm over the selected scalars' gradients; None for no clipping.
         nonfinite: "skip" a step whose gradients hold inf or NaN (counted in `skipped_steps`), or "raise".
-        method: reserved; must be None.
         backend: "auto", "cpu" or "reference".
         amsgrad, maximize, capturable, differentiable: must be False.
         foreach, fused: accepted for compatibility and ignored, with a warning.
@@ -152,33 +160,38 @@ class SelectiveSGD(SelectiveOptimizer):
         nesterov: bool = False,
         *,
         budget: int | float | None = None,
-        total_steps: int,
-        score: D3 = D3(exp=2.0, eps=1.0),  # noqa: B008  (frozen)
-        strategy: str = "increment",
+        total_steps: int | None = None,
+        method: str | None = None,
+        method_kwargs: Mapping[str, Any] | None = None,
+        score: AnyScore | None = None,
+        strategy: str | None = None,
+        scope: str = "global",
         schedule: Schedule = "uniform",
         select_every: int = 1,
         bias_correction: str = "global",
         max_grad_norm: float | None = None,
         nonfinite: str = "skip",
-        method: None = None,
         backend: str = "auto",
         maximize: bool = False,
         differentiable: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        _refuse(method, foreach, fused, maximize=maximize, differentiable=differentiable)
-        settings = Settings(
-            budget,  # type: ignore[arg-type]  # None is refused there, by name
-            total_steps,
-            score,
-            strategy,
-            schedule,
-            select_every,
-            bias_correction,
-            max_grad_norm,
-            nonfinite,
-            backend,
+        _refuse(foreach, fused, maximize=maximize, differentiable=differentiable)
+        settings = make_settings(
+            budget=budget,
+            total_steps=total_steps,
+            method=method,
+            method_kwargs=method_kwargs,
+            score=score,
+            strategy=strategy,
+            scope=scope,
+            schedule=schedule,
+            select_every=select_every,
+            bias_correction=bias_correction,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+            backend=backend,
         )
         defaults = {
             "lr": lr,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from selective_kernels import Scan, SparseIndex, Table, gather, gather_bits, merge_
+from selective_kernels import SparseIndex, Table, gather, gather_bits, merge_
 
 
 class Selection:
@@ -23,6 +23,7 @@ class Selection:
             "per_entry" bias correction).
         step: completed steps.
         skipped: steps skipped because of inf or NaN.
+        warmup: completed dense steps before the first selection; these are no steps of the selection.
     """
 
     def __init__(self, table: Table, budget: int, moments: Sequence[str]) -> None:
@@ -35,6 +36,7 @@ class Selection:
         self.missed: dict[int, list[int]] = {}
         self.step = 0
         self.skipped = 0
+        self.warmup = 0
         self._ensure_master(table)
 
     @property
@@ -63,17 +65,41 @@ class Selection:
             self.arrays = {name: array.to(table.device) for name, array in self.arrays.items()}
         self._ensure_master(table)
 
-    def insert(self, new: SparseIndex, table: Table, running: Scan, grads_out: Tensor, backend: str) -> None:
-        """Adds a scan's new entries with fresh state, and their gradients to `grads_out`, ordered like the index."""
-        device = self.index.offsets.device
-        fresh_grads = torch.empty(new.count, device=device)
-        running.gather(new, fresh_grads)
-        chosen = torch.full((new.count,), self.step, dtype=torch.int32, device=device)
-        fresh = {"original": gather_bits(table, new, backend=backend), "chosen": chosen}
-        if self.master is not None:
-            fresh["master"] = gather(table, new, backend=backend)
+    def insert(
+        self,
+        new: SparseIndex,
+        table: Table,
+        aligned: Sequence[tuple[Tensor, Tensor]] = (),
+        state: Mapping[str, Tensor] | None = None,
+        backend: str = "auto",
+    ) -> None:
+        """Adds new entries with fresh state.
+
+        Args:
+            new: the entries.
+            table: all tensors.
+            aligned: pairs (array ordered like the index, values of the new entries) that are merged alike.
+            state: float32 moments that the new entries begin with, by name; zeros without.
+            backend: see `SelectiveAdamW`.
+        """
+        fresh = {**self._history(new, table, backend), **(state or {})}
         merged = [(array, fresh.get(name)) for name, array in self.arrays.items()]
-        merge_(self.index, new, [*merged, (grads_out, fresh_grads)], backend=backend)
+        merge_(self.index, new, [*merged, *aligned], backend=backend)
+
+    def replace(self, new: SparseIndex, table: Table, backend: str = "auto") -> None:
+        """Forgets all entries and holds these instead."""
+        self.index.offsets[: new.count] = new.valid
+        self.index = SparseIndex(self.index.offsets, new.starts)
+        for name, values in self._history(new, table, backend).items():
+            self.arrays[name][: new.count] = values
+
+    def _history(self, new: SparseIndex, table: Table, backend: str) -> dict[str, Tensor]:
+        """What is kept of each entry from the time of its selection."""
+        chosen = torch.full((new.count,), self.step, dtype=torch.int32, device=self.index.offsets.device)
+        found = {"original": gather_bits(table, new, backend=backend), "chosen": chosen}
+        if self.master is not None:
+            found["master"] = gather(table, new, backend=backend)
+        return found
 
     def count_updates(self, tensors: Sequence[int], keep_missed: bool) -> None:
         """Advances the step counters of the tensors that have a gradient in this step."""

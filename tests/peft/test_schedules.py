@@ -3,7 +3,7 @@
 import math
 
 import pytest
-import selective_peft.optimizer
+import selective_peft.search
 import torch
 from harness import make_params
 from oracle import quota, target
@@ -39,13 +39,13 @@ def step(opt, param, selectable=None):
 def scans(monkeypatch):
     """Counts the scans that the optimizers begin."""
     begun = []
-    real = selective_peft.optimizer.scan
+    real = selective_peft.search.scan
 
     def counting(*args, **kwargs):
         begun.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(selective_peft.optimizer, "scan", counting)
+    monkeypatch.setattr(selective_peft.search, "scan", counting)
     return begun
 
 

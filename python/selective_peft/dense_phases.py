@@ -1,0 +1,111 @@
+"""Steps with dense state: the warm-up of the "diff" method, and the "repeat" strategy. Both are exempt from C10."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from selective_kernels import Score, SparseIndex, Table, gather_grads, scan
+from selective_peft.search import Gradients, find
+from selective_peft.selection import Selection
+from selective_peft.tensor_scores import difference
+
+if TYPE_CHECKING:
+    from selective_peft.optimizer import SelectiveOptimizer
+
+
+def _all_finite(given: Gradients) -> bool:
+    return all(bool(torch.isfinite(grad).all()) for grad in given.grads)
+
+
+def warm_up(optimizer: SelectiveOptimizer, table: Table, selection: Selection, given: Gradients) -> bool:
+    """A dense step of the selective groups; after the last one of the warm-up the largest changes are selected and all
+    selective parameters have their first values again.
+
+    Returns:
+        False, and nothing is changed, if a gradient is not finite.
+    """
+    table.check_grads(given.tensors, given.grads)
+    if not _all_finite(given):
+        return False
+    with_grad = [[p for p in group["params"] if p.grad is not None] for group in optimizer._groups(selective=True)]
+    for params, group in zip(with_grad, optimizer._groups(selective=True), strict=True):
+        if params:
+            optimizer._update_dense(params, group)
+    selection.warmup += 1
+    if selection.warmup == optimizer._settings.warmup_steps:
+        _select_changes(optimizer, table, selection)
+    return True
+
+
+def _select_changes(optimizer: SelectiveOptimizer, table: Table, selection: Selection) -> None:
+    backend, budget = optimizer._settings.backend, optimizer.budget
+    assert budget is not None
+    wanted: int | list[int] = budget
+    if optimizer._settings.scope == "tensor":
+        wanted = optimizer._divided(budget, table, selection)
+    running = scan(table, selection.index, wanted, Score(family="given"), backend=backend)
+    changed = [i for i, param in enumerate(table.params) if "original" in optimizer.state.get(param, {})]
+    for i in changed:
+        param = table.params[i]
+        running.add([i], [difference(optimizer.state[param]["original"], param.detach())])
+    new = running.finalize()
+    for i in changed:
+        param = table.params[i]
+        param.detach().copy_(optimizer.state[param]["original"])
+        del optimizer.state[param]
+    selection.insert(new, table, backend=backend)
+
+
+def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, given: Gradients) -> bool:
+    """A step of the strategy "repeat": the best scalars of all, those of earlier steps included, are this step's set.
+
+    torch's dense update sees the gradients with zeros outside the set; only the set's scalars are written.
+
+    Returns:
+        False, and nothing is changed, if a gradient is not finite.
+    """
+    settings, budget, backend = optimizer._settings, optimizer.budget, "reference"
+    assert budget is not None
+    if selection.step % settings.select_every == 0:
+        nothing = SparseIndex.empty(len(table), device=table.device)
+        eligible, unused = optimizer._eligible(table), torch.empty(0, device=table.device)
+        found = find(table, nothing, budget, settings.score, given, eligible, unused, backend)
+        if found is None:
+            return False
+        selection.replace(found[0], table, backend)
+    index = selection.index
+    values = torch.empty(index.count, device=table.device)
+    if not gather_grads(table, index, given.tensors, given.grads, values, backend=backend):
+        return False
+    clip = optimizer._clip_factor(table, index, given.tensors, values)
+    entries = {id(param): index.of(i).long() for i, param in enumerate(table.params)}
+    for group in optimizer._groups(selective=True):
+        params = [param for param in group["params"] if param.grad is not None]
+        if params:
+            _masked_update(optimizer, params, group, [entries[id(param)] for param in params], clip)
+    selection.count_updates(given.tensors, keep_missed=False)
+    selection.step += 1
+    return True
+
+
+def _masked_update(
+    optimizer: SelectiveOptimizer, params: list[Tensor], group: dict[str, object], entries: list[Tensor], clip: float
+) -> None:
+    grads = [param.grad for param in params]
+    before = [param.detach().clone() for param in params]
+    try:
+        for param, offsets in zip(params, entries, strict=True):
+            assert param.grad is not None
+            masked = torch.zeros_like(param)
+            masked.view(-1)[offsets] = param.grad.reshape(-1)[offsets] * clip
+            param.grad = masked
+        optimizer._update_dense(params, group)
+    finally:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+    for param, old, offsets in zip(params, before, entries, strict=True):
+        old.view(-1)[offsets] = param.detach().view(-1)[offsets]
+        param.detach().copy_(old)

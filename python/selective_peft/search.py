@@ -1,0 +1,78 @@
+"""Finding the new entries of a selecting step, and their gradients: by the kernels' scores or by somebody's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from selective_kernels import Score, SparseIndex, Table, gather_grads, scan
+from selective_peft.scores import AnyScore, TensorScore, evaluate, kernel_form, needs_grad
+
+Wanted = int | list[int]  # entries over all tensors, or of each
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Which tensors have a gradient in this step, ascending, and the gradients."""
+
+    tensors: Sequence[int]
+    grads: Sequence[Tensor]
+
+
+def find(
+    table: Table,
+    index: SparseIndex,
+    wanted: Wanted,
+    score: AnyScore,
+    given: Gradients,
+    eligible: Sequence[int],
+    selected_grads: Tensor,
+    backend: str,
+) -> tuple[SparseIndex, Tensor] | None:
+    """The best `wanted` entries that are not in `index` yet.
+
+    Args:
+        table, index: all tensors, and what is selected already.
+        wanted: see `selective_kernels.scan`.
+        score: what ranks the entries.
+        given: this step's gradients.
+        eligible: tensors that a score without gradients may select from.
+        selected_grads: float32, shape (index.count,) or longer; receives the gradients of the selected entries.
+        backend: see `SelectiveAdamW`.
+
+    Returns:
+        The new entries with their gradients, float32, shape (new.count,); None if a gradient that was read is inf or
+        NaN. Without a gradient in this step, entries have no defined value in either list of gradients.
+    """
+    kernel_score = kernel_form(score)
+    if kernel_score is not None and kernel_score.needs_grad:
+        running = scan(table, index, wanted, kernel_score, backend=backend)
+        running.add(given.tensors, given.grads, selected_grads)
+        if running.nonfinite:
+            return None
+        new = running.finalize()
+        fresh = torch.empty(new.count, device=table.device)
+        running.gather(new, fresh)
+        return new, fresh
+    if kernel_score is not None:
+        running = scan(table, index, wanted, kernel_score, backend=backend)
+        running.add(eligible, None)
+    else:
+        own = cast(TensorScore, score)
+        if needs_grad(own) and not all(bool(torch.isfinite(grad).all()) for grad in given.grads):
+            return None
+        grad_of = dict(zip(given.tensors, given.grads, strict=True))
+        running = scan(table, index, wanted, Score(family="given"), backend=backend)
+        for i in given.tensors if needs_grad(own) else eligible:
+            running.add([i], [evaluate(own, table.names[i], table.params[i], grad_of.get(i))])
+    new = running.finalize()
+    fresh = torch.empty(new.count, device=table.device)
+    finite = [
+        gather_grads(table, entries, given.tensors, given.grads, out, backend=backend)
+        for entries, out in ((index, selected_grads), (new, fresh))
+    ]
+    return (new, fresh) if all(finite) else None
