@@ -8,7 +8,6 @@ called by a forward hook, so that no parameter of the base model changes its nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from selective_peft.adapter_places import ATTENTION, FEED_FORWARD, Site, find_sites
+from selective_peft.groups import describe, matches
 
 PLACEMENTS = {"houlsby": (ATTENTION, FEED_FORWARD), "pfeiffer": (FEED_FORWARD,)}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -87,14 +87,15 @@ def add_adapters(
         activation: "gelu", "relu", "silu" or "tanh".
         seed: the first matrices are drawn from it, the second ones and the biases are zero.
         freeze_base: sets requires_grad to False for all parameters that were there before.
-        train_fully: with `freeze_base`, patterns of parameters or modules that stay trainable ("classifier",
-            "*.LayerNorm").
+        train_fully: with `freeze_base`, patterns of what stays trainable ("classifier", "LayerNorm"); see
+            `groups.matches`.
 
     Returns:
         Names of the new parameters, in the order of `model.named_parameters()`. Each adapter has the dtype and device
         of the linear map it follows.
 
     Raises:
+        TypeError: patterns that are one string.
         ValueError: an argument out of range, a pattern that matches nothing, adapters added twice, or a model with
             other layers. Nothing is changed then.
     """
@@ -191,15 +192,18 @@ def _free(site: Site) -> Site:
 
 
 def _to_freeze(model: nn.Module, freeze_base: bool, train_fully: Sequence[str]) -> dict[str, nn.Parameter]:
+    if isinstance(train_fully, str):
+        raise TypeError(f"train_fully: expected a list of patterns, got the string {train_fully!r}")
     if train_fully and not freeze_base:
         raise ValueError(f"train_fully: expected no patterns without freeze_base=True, got {list(train_fully)}")
-    params = dict(model.named_parameters())
+    trainable = {name: param for name, param in model.named_parameters() if freeze_base and param.requires_grad}
     kept: set[str] = set()
     for pattern in train_fully:
-        matching = {name for name in params if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
+        matching = {name for name in trainable if matches(name, pattern)}
         if not matching:
             raise ValueError(
-                f"train_fully: expected patterns of parameters such as {next(iter(params))}, got {pattern!r}"
+                f"train_fully: expected patterns that fit a trainable parameter, got {pattern!r}, which fits none; "
+                f"there are: {describe(list(trainable.items()))}"
             )
         kept |= matching
-    return {name: param for name, param in params.items() if freeze_base and param.requires_grad and name not in kept}
+    return {name: param for name, param in trainable.items() if name not in kept}

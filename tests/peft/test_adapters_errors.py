@@ -44,7 +44,7 @@ def test_state_of_other_adapters_is_refused():
         ({"size": 0}, "size: expected an integer >= 1, got 0"),
         ({"size": True}, "size: expected an integer >= 1, got True"),
         ({"train_fully": ["classifier"]}, "train_fully: expected no patterns without freeze_base=True"),
-        ({"freeze_base": True, "train_fully": ["head"]}, "train_fully: expected patterns of .*, got 'head'"),
+        ({"freeze_base": True, "train_fully": ["head"]}, "got 'head', which fits none; there are: bert.emb"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -53,6 +53,11 @@ def test_bad_arguments(arguments, message):
         add_adapters(model, **arguments)
     assert all(param.requires_grad for param in model.parameters())
     assert vars(model).keys() == vars(tiny("bert")).keys()
+
+
+def test_patterns_are_a_list():
+    with pytest.raises(TypeError, match="train_fully: expected a list of patterns, got the string 'classifier'"):
+        add_adapters(tiny("bert"), freeze_base=True, train_fully="classifier")
 
 
 def test_adapters_twice_and_taking_away_what_is_not_there():
