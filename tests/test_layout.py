@@ -18,7 +18,19 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp"))
 LONGEST = 300  # lines; a file past that is two ideas
 STANDARD = {"__future__", "array", "collections", "dataclasses", "functools", "importlib", "itertools", "math"}
-STANDARD |= {"abc", "contextlib", "fnmatch", "operator", "os", "time", "typing", "warnings"}
+STANDARD |= {
+    "abc",
+    "contextlib",
+    "fnmatch",
+    "fractions",
+    "heapq",
+    "inspect",
+    "operator",
+    "os",
+    "time",
+    "typing",
+    "warnings",
+}
 # What the command may use besides; its modules are imported when it runs, never by `import selective_peft`.
 COMMAND_STANDARD = {
     "argparse",

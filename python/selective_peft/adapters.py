@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from selective_peft.adapter_places import ATTENTION, FEED_FORWARD, Site, find_sites
-from selective_peft.groups import describe, matches
+from selective_peft.groups import matches
+from selective_peft.listing import what_is_there
 
 PLACEMENTS = {"houlsby": (ATTENTION, FEED_FORWARD), "pfeiffer": (FEED_FORWARD,)}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -203,7 +204,7 @@ def _to_freeze(model: nn.Module, freeze_base: bool, train_fully: Sequence[str]) 
         if not matching:
             raise ValueError(
                 f"train_fully: expected patterns that fit a trainable parameter, got {pattern!r}, which fits none; "
-                f"there are: {describe(list(trainable.items()))}"
+                f"there are: {what_is_there(list(trainable.items()))}"
             )
         kept |= matching
     return {name: param for name, param in trainable.items() if name not in kept}

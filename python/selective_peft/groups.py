@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from selective_peft.listing import what_is_there
+
 Named = Sequence[tuple[str, nn.Parameter]]
 WILDCARDS = "*?["
-LISTED = 10  # entries of an error's list of what is there
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -25,25 +26,6 @@ def matches(name: str, pattern: str) -> bool:
     if fnmatchcase(name, pattern):
         return True
     return not any(sign in pattern for sign in WILDCARDS) and f".{pattern}." in f".{name}."
-
-
-def describe(named: Named) -> str:
-    """What is there, in one line: the deepest prefixes that are at most 10, with their parameters and scalars."""
-    if not named:
-        return "no parameter that requires a gradient"
-    names = [name.split(".") for name, _ in named]
-    depths = range(1, 1 + max(map(len, names)))
-    depth = max((d for d in depths if len({tuple(parts[:d]) for parts in names}) <= LISTED), default=1)
-    sizes: dict[str, list[int]] = {}
-    for parts, (_, param) in zip(names, named, strict=True):
-        sizes.setdefault(".".join(parts[:depth]), []).append(param.numel())
-    shown = [_counted(prefix, found) for prefix, found in list(sizes.items())[:LISTED]]
-    rest = [size for found in list(sizes.values())[LISTED:] for size in found]
-    return "; ".join([*shown, *([_counted("and others", rest)] if rest else [])])
-
-
-def _counted(what: str, sizes: Sequence[int]) -> str:
-    return f"{what} ({len(sizes):,} parameter{'s' if len(sizes) > 1 else ''}, {sum(sizes):,} scalars)"
 
 
 def selective_param_groups(
@@ -87,7 +69,7 @@ def selective_param_groups(
     if not any(param.numel() for name, param in named if name not in whole | left_out):
         raise ValueError(
             "model: expected parameters to select from, got none beyond train_fully "
-            f"({len(whole):,} parameters) and exclude ({len(left_out):,}); there are: {describe(named)}"
+            f"({len(whole):,} parameters) and exclude ({len(left_out):,}); there are: {what_is_there(named)}"
         )
     groups = []
     for selective in (True, False):
@@ -115,7 +97,7 @@ def _fitting(model: nn.Module, named: Named, argument: str, patterns: Iterable[s
         if not fitting:
             raise ValueError(
                 f"{argument}: expected patterns that fit a parameter, got {pattern!r}, which fits none"
-                f"{_near_miss(model, named, pattern)}; there are: {describe(named)}"
+                f"{_near_miss(model, named, pattern)}; there are: {what_is_there(named)}"
             )
         found |= fitting
     return found

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import Tensor
 
-MOST = 10  # lines of a listing
+LISTED = 10  # entries of a list
 
 
-def what_is_there(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Parameters in one sentence: their number, and names with sizes, the largest first; "none" without any."""
-    sizes = sorted(((param.numel(), name) for name, param in named), key=lambda item: -item[0])
-    if not sizes:
-        return "none"
-    shown = ", ".join(f"{name} ({size:,})" for size, name in sizes[:MOST])
-    more = f" and {len(sizes) - MOST} more" if len(sizes) > MOST else ""
-    return f"{len(sizes)} parameters with {sum(size for size, _ in sizes):,} scalars: {shown}{more}"
+def what_is_there(named: Sequence[tuple[str, Tensor]]) -> str:
+    """What is there, in one line: the deepest prefixes that are at most 10, with their parameters and scalars."""
+    if not named:
+        return "no parameter that requires a gradient"
+    names = [name.split(".") for name, _ in named]
+    depths = range(1, 1 + max(map(len, names)))
+    depth = max((d for d in depths if len({tuple(parts[:d]) for parts in names}) <= LISTED), default=1)
+    sizes: dict[str, list[int]] = {}
+    for parts, (_, param) in zip(names, named, strict=True):
+        sizes.setdefault(".".join(parts[:depth]), []).append(param.numel())
+    shown = [_counted(prefix, found) for prefix, found in list(sizes.items())[:LISTED]]
+    rest = [size for found in list(sizes.values())[LISTED:] for size in found]
+    return "; ".join([*shown, *([_counted("and others", rest)] if rest else [])])
+
+
+def _counted(what: str, sizes: Sequence[int]) -> str:
+    return f"{what} ({len(sizes):,} parameter{'s' if len(sizes) > 1 else ''}, {sum(sizes):,} scalars)"

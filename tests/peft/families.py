@@ -5,7 +5,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import selective_peft
 import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[test]'")
@@ -82,14 +81,3 @@ def backward(model, family, seed=0):
 def snapshot(model):
     """Copies of all parameters by name."""
     return {name: param.detach().clone() for name, param in model.named_parameters()}
-
-
-def methods():
-    """Names of all selection methods."""
-    return list(selective_peft.methods()) if hasattr(selective_peft, "methods") else ["id3", "d3-static"]
-
-
-def method_arguments(method):
-    if hasattr(selective_peft, "methods"):
-        return {"method": method}
-    return {"strategy": {"id3": "increment", "d3-static": "static"}[method]}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from harness import make_grads, set_grads
 from selective_peft import SelectiveAdamW
-from selective_peft.groups import describe, matches, selective_param_groups
+from selective_peft.groups import matches, selective_param_groups
+from selective_peft.listing import what_is_there
 
 from selective_kernels.testing import assert_bitwise_equal
 
@@ -185,5 +186,5 @@ def test_nothing_left_to_select_is_refused():
 def test_the_list_of_what_is_there_is_short():
     """The deepest level with at most ten prefixes; a flat list of many is cut, and what is cut is counted."""
     long = [(f"p{i}", torch.nn.Parameter(torch.zeros(i))) for i in range(1, 14)]
-    assert describe(long).endswith("p10 (1 parameter, 10 scalars); and others (3 parameters, 36 scalars)")
-    assert describe(list(tiny_bert().named_parameters())).count(";") < 10
+    assert what_is_there(long).endswith("p10 (1 parameter, 10 scalars); and others (3 parameters, 36 scalars)")
+    assert what_is_there(list(tiny_bert().named_parameters())).count(";") < 10
