@@ -103,8 +103,24 @@ def check_dense_state(
             if missing:
                 raise ValueError(f"state_dict: state[{key}]: expected the tensors {missing}, which are missing")
             for name, value in given.items():
-                if isinstance(value, Tensor) and name != "step" and value.shape != param.shape:
+                shared = name not in required and isinstance(value, Tensor) and value.dim() == 0
+                if isinstance(value, Tensor) and name != "step" and not shared and value.shape != param.shape:
                     raise ValueError(
                         f"state_dict: state[{key}][{name!r}]: expected shape {tuple(param.shape)}, got "
                         f"{tuple(value.shape)}"
                     )
+
+
+def restore_shared_(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], state: State) -> None:
+    """Gives 0-dimensional state its packed dtype back, which `Optimizer.load_state_dict` casts to the parameter's.
+
+    Args:
+        state_dict: what was loaded.
+        groups, state: this optimizer's.
+    """
+    for saved, group in zip(state_dict["param_groups"], groups, strict=True):
+        for key, param in zip(saved["params"], group["params"], strict=True):
+            for name, value in (state_dict["state"].get(key) or {}).items():
+                if isinstance(value, Tensor) and value.dim() == 0:
+                    mine = state[param][name]
+                    state[param][name] = value.clone().to(mine.device)

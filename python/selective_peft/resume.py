@@ -7,7 +7,7 @@ from typing import Any
 from selective_kernels import Table
 from selective_peft import checkpoint
 from selective_peft.binding import BoundOptimizer
-from selective_peft.dense import check_dense_state
+from selective_peft.dense import check_dense_state, restore_shared_
 
 
 class ResumableOptimizer(BoundOptimizer):
@@ -72,6 +72,7 @@ class ResumableOptimizer(BoundOptimizer):
         )
         rest = {key: value for key, value in state.items() if key != "selective"}
         super().load_state_dict({**state_dict, "state": rest})
+        restore_shared_(state_dict, self.param_groups, self.state)
         self._table, self._schedule, self._selection = table, schedule, selection
         self._use_extra(extra)
 
