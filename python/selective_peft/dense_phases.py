@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from selective_peft.optimizer import SelectiveOptimizer
 
 
+def _refuse_float16(table: Table, what: str) -> None:
+    """Dense moments of float16 parameters are float16 in torch, where squares of gradients underflow to zero."""
+    for name, dtype in zip(table.names, table.dtypes, strict=True):
+        if dtype == torch.float16:
+            raise TypeError(
+                f"params: expected float32 or bfloat16 for {what}, whose state is dense, got float16: {name}"
+            )
+
+
 def _all_finite(given: Gradients) -> bool:
     return all(bool(torch.isfinite(grad).all()) for grad in given.grads)
 
@@ -27,6 +36,7 @@ def warm_up(optimizer: SelectiveOptimizer, table: Table, selection: Selection, g
     Returns:
         False, and nothing is changed, if a gradient is not finite.
     """
+    _refuse_float16(table, "warmup_steps")
     table.check_grads(given.tensors, given.grads)
     if not _all_finite(given):
         return False
@@ -67,6 +77,7 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
     Returns:
         False, and nothing is changed, if a gradient is not finite.
     """
+    _refuse_float16(table, "strategy 'repeat'")
     settings, budget, backend = optimizer._settings, optimizer.budget, "reference"
     assert budget is not None
     if selection.step % settings.select_every == 0:

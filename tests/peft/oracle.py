@@ -117,13 +117,10 @@ class Oracle:
             select_every=self.select_every, static=self.static,
         )  # fmt: skip
         keys = []
-        for grad, value, mask in zip(grads, self.values, self.masks, strict=True):
-            key = torch.zeros_like(value) if grad is None else score(grad, value.detach(), self.exp, self.eps)
+        for i, (grad, mask) in enumerate(zip(grads, self.masks, strict=True)):
+            key = self.key(i, grad)
             keys.append(torch.where(mask | ~key.isfinite(), torch.zeros(()), key).reshape(-1))
-        flat = torch.cat(keys)
-        best = torch.sort(flat, descending=True, stable=True).indices[:wanted]
-        new = torch.zeros(len(flat), dtype=torch.bool)
-        new[best] = flat[best] > 0
+        new = self.best(keys, wanted)
         pieces = [
             piece.reshape(mask.shape)
             for piece, mask in zip(new.split([len(key) for key in keys]), self.masks, strict=True)
@@ -132,6 +129,20 @@ class Oracle:
             mask |= piece
             chosen[piece] = self.step_number
         return pieces
+
+    def key(self, i, grad):
+        """Scores of parameter i in float32; 0 or less is not selectable."""
+        if grad is None:
+            return torch.zeros_like(self.values[i]).detach()
+        return score(grad, self.values[i].detach(), self.exp, self.eps)
+
+    def best(self, keys, wanted):
+        """Which entries of all are among the best `wanted`, as one flat mask."""
+        flat = torch.cat(keys)
+        best = torch.sort(flat, descending=True, stable=True).indices[:wanted]
+        new = torch.zeros(len(flat), dtype=torch.bool)
+        new[best] = flat[best] > 0
+        return new
 
     def clip_factor(self, grads):
         """C9: by the float64 norm over the selected entries; 1e-6 as in torch.nn.utils.clip_grad_norm_."""

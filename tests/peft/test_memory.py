@@ -108,11 +108,12 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("method", ["id3", "snip", "gradient", "pafi", "pafi-increment", "random"])
 @pytest.mark.parametrize("steps", [1, 3, 6])
-def test_a_step_makes_no_tensor_of_a_parameters_size(steps):
-    """C10: nor does torch inside it; in the first, a selecting and a later step."""
+def test_a_step_makes_no_tensor_of_a_parameters_size(steps, method):
+    """C10: nor does torch inside it; in the first, a selecting and a later step. No score is ever written down."""
     made = make_params([(400, 300), (200, 200)])
-    opt = KINDS["AdamW"](made, lr=1e-2, budget=BUDGET, total_steps=4, backend="cpu")
+    opt = KINDS["AdamW"](made, lr=1e-2, budget=BUDGET, total_steps=4, method=method, backend="cpu")
     train(opt, made, 0, steps - 1)
     watch = Largest()
     watch.known = {param.untyped_storage().data_ptr() for param in made}
@@ -135,7 +136,7 @@ params = [torch.randn(4000, 1000).mul_(0.05).requires_grad_() for _ in range(5)]
 for param in params:
     param.grad = torch.randn(4000, 1000).mul_(1e-3)
 warm_threads()
-opt = SelectiveAdamW(params, budget=60_000, total_steps=6, backend="cpu")
+opt = SelectiveAdamW(params, budget=60_000, total_steps=6, method=sys.argv[1], backend="cpu")
 extra = []
 for step in range(4):
     held = opt.state_nbytes()
@@ -147,12 +148,13 @@ print(json.dumps([extra, opt.num_selected, sum(p.numel() * 4 for p in params)]))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux's peak counter cannot be reset here")
-def test_peak_memory_of_a_step():
+@pytest.mark.parametrize(("method", "count"), [("id3", 40_000), ("random", 60_000)])
+def test_peak_memory_of_a_step(method, count):
     """C10 and the bound on a step's extra memory: 1 % of the parameters' bytes + 40 bytes per selected scalar."""
     from benchmarks.memory import PARAM_SHARE, PER_SELECTED, RETURN_FREED_MEMORY
 
     done = subprocess.run(
-        (sys.executable, "-c", PROBE),
+        (sys.executable, "-c", PROBE, method),
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, **RETURN_FREED_MEMORY},
         capture_output=True,
@@ -160,7 +162,7 @@ def test_peak_memory_of_a_step():
         check=True,
     )
     extra, selected, parameter_bytes = json.loads(done.stdout)
-    assert selected == 40_000
+    assert selected == count
     assert max(extra[1:]) <= PARAM_SHARE * parameter_bytes + PER_SELECTED * selected, extra  # [0] loads code, too
 
 
