@@ -49,6 +49,7 @@ COMMAND = {
     "__main__": set(),
     "cli": {"rich"},
     "data": {"datasets", "sklearn"},
+    "drawing": {"matplotlib"},
     "errors": set(),
     "fisher": {"tqdm"},
     "hf": {"transformers"},
@@ -56,6 +57,7 @@ COMMAND = {
     "metrics": {"numpy", "scipy", "sklearn"},
     "plots": {"matplotlib", "numpy"},
     "profiling": {"rich"},
+    "report": {"matplotlib", "numpy"},
     "results": {"safetensors"},
     "training": {"rich", "transformers"},
 }

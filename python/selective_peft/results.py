@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 
 from selective_peft import SelectiveAdamW
 from selective_peft.errors import InputError
+from selective_peft.naming import count_by_place, places
 
 FORMAT = "selective-peft values"
 VERSION = "1"
-LAYER = re.compile(r"\.(\d+)\.")
 
 
 def check_output(folder: Path) -> None:
@@ -104,19 +103,8 @@ def write_values(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def where(model: nn.Module, optimizer: SelectiveAdamW, whole: frozenset[str]) -> dict[str, dict[str, int]]:
-    """Where the budget went: module -> layer -> selected scalars.
-
-    The layer is the first number in a parameter's name, "" without one; the module is what follows it, without
-    ".weight" or ".bias".
-    """
-    found: dict[str, dict[str, int]] = {}
+    """Where the budget went: module -> layer -> selected scalars; see `naming.places` for what these are."""
+    params = {name: param for name, param in model.named_parameters() if name not in whole}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # of transformers: what all names begin with
-    for name, param in model.named_parameters():
-        if name in whole:
-            continue
-        match = LAYER.search(name)
-        layer, module = (match[1], name[match.end() :]) if match else ("", name.removeprefix(prefix))
-        module = module.rpartition(".")[0] or module
-        layers = found.setdefault(module, {})
-        layers[layer] = layers.get(layer, 0) + len(optimizer.selected_indices(param))
-    return found
+    counts = [len(optimizer.selected_indices(param)) for param in params.values()]
+    return count_by_place(places(params, prefix), counts)

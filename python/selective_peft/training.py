@@ -19,8 +19,9 @@ from rich.table import Table
 
 import selective_kernels
 from selective_kernels import dispatch
-from selective_peft import D3, SelectiveAdamW, data, hf, loading, metrics, plots, results
+from selective_peft import D3, SelectiveAdamW, data, hf, loading, metrics, results
 from selective_peft.errors import InputError
+from selective_peft.report import draw
 
 STRATEGIES = {"id3": "increment", "d3-static": "static"}
 
@@ -206,7 +207,7 @@ def write(
     about = {"base_model": str(options.model), "method": options.method, "selected": str(optimizer.num_selected)}
     metric = (metrics.CLASSIFICATION if is_class else metrics.REGRESSION)[0]
     picture = partial(
-        plots.draw,
+        draw,
         title=f"{Path(options.model).name or options.model} on {options.data.name}: {options.method}, "
         f"{optimizer.num_selected:,} of {report['scalars']:,} scalars",
         history=report["history"],
