@@ -77,17 +77,22 @@ class Updates:
         nothing of theirs is selected. O(selected scalars) time and memory.
 
         Raises:
-            ValueError: the optimizer has not made a step yet, so that nothing is known.
+            ValueError: the optimizer has not made a step yet, has nothing to select from (method "full"), or selects
+                afresh in each step ("d3-repeat") and does not remember; `from_models` serves for these two.
         """
         selection, table = optimizer._selection, optimizer._table
         if selection is None or table is None:
             raise ValueError("optimizer: expected one that has made a step, got one before its first")
+        if optimizer._settings.repeats:
+            raise ValueError("optimizer: expected a selection that only grows, got 'repeat'; use Updates.from_models")
         starts = selection.index.starts
         slices = [slice(start, end) for start, end in pairwise(starts)]
         original = selection.arrays["original"].cpu()
         before = [_from_bits(original[piece], dtype) for piece, dtype in zip(slices, table.dtypes, strict=True)]
         lengths = torch.tensor(starts).diff().tolist()
         kept = [i for i, n in enumerate(lengths) if n or (table.numels[i] and table.params[i].requires_grad)]
+        if not kept:
+            raise ValueError("optimizer: expected tensors to select from, got none; use Updates.from_models")
         return cls(
             names=tuple(table.names[i] for i in kept),
             sizes=tuple(table.numels[i] for i in kept),

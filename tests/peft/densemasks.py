@@ -9,17 +9,14 @@ def named(params):
     return [(f"m.{i}.weight", param) for i, param in enumerate(params)]
 
 
-def run(dtype=torch.float32, steps=7, frozen=(), **options):
+def run(dtype=torch.float32, steps=7, **options):
     """An optimizer after some steps, its parameters, their first values, and the dense masks after each step."""
     params = make_params(dtype=dtype)
-    for i in frozen:
-        params[i].requires_grad_(False)
     first = [param.detach().clone() for param in params]
     opt = SelectiveAdamW(named(params), lr=1e-2, **{"budget": 60, "total_steps": 10, **options})
     history = []
     for step in range(steps):
-        grads = make_grads(params, step)
-        set_grads(params, [None if i in frozen else grad for i, grad in enumerate(grads)])
+        set_grads(params, make_grads(params, step))
         opt.step()
         masks = [torch.zeros(param.numel(), dtype=torch.bool) for param in params]
         for mask, param in zip(masks, params, strict=True):

@@ -12,14 +12,12 @@ from torch.nn import Parameter
 from selective_kernels.testing import assert_bitwise_equal
 
 
-def test_optimizer_equals_dense_copies(dtype):
-    opt, params, first, history = run(dtype)
-    updates = Updates.from_optimizer(opt)
+def assert_equals_dense_copies(updates, params, first, history):
     kept = [i for i, shape in enumerate(SHAPES) if 0 not in shape]
     assert updates.names == tuple(f"m.{i}.weight" for i in kept)
     assert updates.sizes == tuple(params[i].numel() for i in kept)
-    assert updates.steps == 7
-    assert len(updates.offsets) == opt.num_selected == 42
+    assert updates.steps == len(history)
+    assert len(updates.offsets) == sum(int(mask.sum()) for mask in history[-1]) > 0
     for i in kept:
         piece = updates.slice_of(f"m.{i}.weight")
         selected = history[-1][i].nonzero().reshape(-1)
@@ -27,8 +25,44 @@ def test_optimizer_equals_dense_copies(dtype):
         assert_bitwise_equal(updates.before[piece], first[i].reshape(-1)[selected].float(), "before")
         assert_bitwise_equal(updates.after[piece], params[i].detach().reshape(-1)[selected].float(), "after")
         age = torch.stack([masks[i] for masks in history]).sum(0)[selected]
-        assert updates.chosen[piece].tolist() == (7 - age).tolist()
+        assert updates.chosen[piece].tolist() == (len(history) - age).tolist()
     assert bool((updates.before != updates.after).any())
+
+
+def test_optimizer_equals_dense_copies(dtype):
+    opt, params, first, history = run(dtype)
+    assert opt.num_selected == 42
+    assert_equals_dense_copies(Updates.from_optimizer(opt), params, first, history)
+
+
+@pytest.mark.parametrize("method", ["d3-static", "gradient", "snip", "pafi", "pafi-increment", "random"])
+def test_every_growing_method_has_a_record(method):
+    opt, params, first, history = run(method=method)
+    assert_equals_dense_copies(Updates.from_optimizer(opt), params, first, history)
+
+
+def test_before_is_where_training_from_scratch_began_after_a_warm_up():
+    opt, params, first, _ = run(method="diff", method_kwargs={"warmup_steps": 3})
+    updates = Updates.from_optimizer(opt)
+    assert updates.steps == 4
+    assert updates.chosen.tolist() == [0] * 60
+    start = torch.cat([first[i].reshape(-1)[opt.selected_indices(param)] for i, param in enumerate(params)])
+    assert_bitwise_equal(updates.before, start, "before")
+
+
+def test_methods_without_a_growing_selection_are_refused():
+    with pytest.warns(UserWarning, match="'repeat' is a baseline"):
+        opt, params, _, _ = run(method="d3-repeat")
+    with pytest.raises(
+        ValueError, match=r"optimizer: expected a selection that only grows, got 'repeat'; use Updates\."
+    ):
+        Updates.from_optimizer(opt)
+    full = SelectiveAdamW(named(params), lr=1e-2, method="full")
+    full.step()
+    with pytest.raises(
+        ValueError, match=r"optimizer: expected tensors to select from, got none; use Updates\.from_mod"
+    ):
+        Updates.from_optimizer(full)
 
 
 def test_record_is_a_copy():
