@@ -57,7 +57,7 @@ def rows_height(names: Sequence[str]) -> float:
 
 def plain_numbers(axis: Axis) -> None:
     """Few ticks, each with its number in full; no common factor at the end of the axis."""
-    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -100,7 +100,7 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def _apart(places: Sequence[float], gap: float) -> Iterator[float]:
-    """Ascending numbers in [0, 1], moved up and then down as little as it takes for them to be a gap apart."""
+    """Ascending numbers in [0, 1], a gap apart: moved up where they are closer, and down where that leaves [0, 1]."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else place)
