@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import SHAPES, make_grads, make_params, picture, set_grads
+from harness import SHAPES, make_grads, make_params, set_grads
 from method_oracle import ByGiven
 from methodruns import ADAMW, BUDGET, LENGTH, NAMES, named, run_both
 from oracle import Oracle
@@ -101,7 +101,7 @@ def test_bad_gradients_skip_the_step_before_anything_is_scored(backend):
 
 BAD = [
     (lambda name, param, grad: None, TypeError, r"score: expected a tensor of scores for 'layer\.0.*', got NoneType"),
-    (lambda name, param, grad: grad[0], ValueError, r"score: expected scores of shape \(5, 7\) on cpu for 'layer\.0.*\(7,\)"),
+    (lambda name, param, grad: grad[0], ValueError, r"score: expected scores of shape \(5, 7\) .*'layer\.0.*\(7,\)"),
 ]  # fmt: skip
 
 
@@ -133,8 +133,9 @@ def test_scores_cannot_change_the_model():
     opt.step()
     for values in kept:
         values.fill_(1e30)
-    state = picture(opt, params)
-    assert all(bool(torch.isfinite(value).all()) for key, value in state.items() if "param" in key)
+    set_grads(params, make_grads(params, 1))
+    opt.step()
+    assert all(float(param.detach().abs().max()) < 10 for param in params if param.numel())
 
 
 def test_scores_by_name_need_no_gradient_and_stay_exact(backend):
