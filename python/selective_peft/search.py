@@ -13,6 +13,7 @@ from selective_kernels import Score, SparseIndex, Table, gather_grads, scan
 from selective_peft.scores import AnyScore, TensorScore, evaluate, kernel_form, needs_grad
 
 Wanted = int | list[int]  # entries over all tensors, or of each
+GRADIENTS_ONLY = Score(exponent=0.0)  # reads no parameters
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,25 @@ def find(
         The new entries with their gradients, float32, shape (new.count,); None if a gradient that was read is inf or
         NaN. Without a gradient in this step, entries have no defined value in either list of gradients.
     """
-    kernel_score = kernel_form(score)
-    if kernel_score is not None and kernel_score.needs_grad:
-        running = scan(table, index, wanted, kernel_score, backend=backend)
-        running.add(given.tensors, given.grads, selected_grads)
-        if running.nonfinite:
+    form = kernel_form(score)
+    running = scan(table, index, wanted, form or Score(family="given"), backend=backend)
+    reader = None  # the scan that sees all gradients
+    if needs_grad(score):
+        reader = running if form is not None else scan(table, index, 0, GRADIENTS_ONLY, backend=backend)
+        reader.add(given.tensors, given.grads, selected_grads)
+        if reader.nonfinite:
             return None
-        new = running.finalize()
-        fresh = torch.empty(new.count, device=table.device)
-        running.gather(new, fresh)
-        return new, fresh
-    if kernel_score is not None:
-        running = scan(table, index, wanted, kernel_score, backend=backend)
-        running.add(eligible, None)
-    else:
-        own = cast(TensorScore, score)
-        if needs_grad(own) and not all(bool(torch.isfinite(grad).all()) for grad in given.grads):
-            return None
-        grad_of = dict(zip(given.tensors, given.grads, strict=True))
-        running = scan(table, index, wanted, Score(family="given"), backend=backend)
-        for i in given.tensors if needs_grad(own) else eligible:
+    if form is None:
+        own, grad_of = cast(TensorScore, score), dict(zip(given.tensors, given.grads, strict=True))
+        for i in eligible if reader is None else given.tensors:
             running.add([i], [evaluate(own, table.names[i], table.params[i], grad_of.get(i))])
+    elif reader is None:
+        running.add(eligible, None)
     new = running.finalize()
     fresh = torch.empty(new.count, device=table.device)
+    if reader is not None:
+        reader.gather(new, fresh)
+        return new, fresh
     finite = [
         gather_grads(table, entries, given.tensors, given.grads, out, backend=backend)
         for entries, out in ((index, selected_grads), (new, fresh))
