@@ -30,6 +30,7 @@ lint: build
 bench: build
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.updates
 
 # The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, on kernels built for that in build/sanitize.
 sanitize: build

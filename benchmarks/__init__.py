@@ -1,4 +1,4 @@
-"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`."""
+"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`, `.updates`."""
 
 import sys
 from pathlib import Path

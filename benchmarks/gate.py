@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from selective_peft import SelectiveAdamW
 from torch import Tensor
 
 from benchmarks.rivals import GradSets, at_step
@@ -19,8 +20,33 @@ class Mismatch(Exception):
 def check(base: Sequence[Tensor], grads: GradSets, budget: int, total_steps: int) -> int:
     """Takes two selecting steps with both backends, to the middle of a run and one beyond; returns the number selected.
 
+    Raises:
+        Mismatch: see `agree`.
+    """
+    done = total_steps // 2
+    wanted = budget * (done + 1) // total_steps
+    agree(base, grads, lambda params, backend: at_step(params, budget, total_steps, done, backend), wanted)
+    return wanted
+
+
+def agree(
+    base: Sequence[Tensor],
+    grads: GradSets,
+    make: Callable[[list[Tensor], str], SelectiveAdamW],
+    wanted: int,
+    steps: int = 2,
+) -> None:
+    """Takes the first steps of an optimizer with both backends.
+
     The lists of selected scalars must be the same, the parameters equal to rounding, and every other scalar must keep
     its bits.
+
+    Args:
+        base: parameters, which are copied.
+        grads: sets of gradients; the steps take them in turn.
+        make: gives the optimizer for parameters and backend.
+        wanted: how many scalars are to be selected in the end.
+        steps: how many steps.
 
     Raises:
         Mismatch: they are not.
@@ -28,14 +54,13 @@ def check(base: Sequence[Tensor], grads: GradSets, budget: int, total_steps: int
     lists, values = [], []
     for backend in ("cpu", "reference"):
         params = copies(base)
-        optimizer = at_step(params, budget, total_steps, total_steps // 2, backend)
-        for number in range(2):
+        optimizer = make(params, backend)
+        for number in range(steps):
             for param, grad in zip(params, grads[number % len(grads)], strict=True):
                 param.grad = grad
             optimizer.step()
         lists.append([optimizer.selected_indices(param) for param in params])
         values.append([param.detach() for param in params])
-    wanted = budget * (total_steps // 2 + 1) // total_steps
     selected = sum(len(each) for each in lists[0])
     if selected != wanted:
         raise Mismatch(f"expected {wanted} selected scalars, got {selected}")
@@ -44,7 +69,6 @@ def check(base: Sequence[Tensor], grads: GradSets, budget: int, total_steps: int
             raise Mismatch(f"tensor {i}: the kernels and the reference select other scalars")
     for i, (kernel, reference) in enumerate(zip(*values, strict=True)):
         _compare(i, base[i], kernel, reference, lists[0][i])
-    return selected
 
 
 def _compare(number: int, before: Tensor, kernel: Tensor, reference: Tensor, selected: Tensor) -> None:

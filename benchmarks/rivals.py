@@ -50,6 +50,15 @@ def at_step(params: Sequence[Tensor], budget: int, total_steps: int, done: int, 
     )
 
 
+def whole_run(
+    params: Sequence[Tensor], budget: int, total_steps: int, strategy: str, backend: str = "cpu"
+) -> SelectiveAdamW:
+    """AdamW from the first step on: "increment" with uniform schedule (ID3), or "static"."""
+    return SelectiveAdamW(
+        params, lr=LR, budget=budget, total_steps=total_steps, score=SCORE, strategy=strategy, backend=backend
+    )
+
+
 def all_selected(params: Sequence[Tensor], budget: int) -> SelectiveAdamW:
     """Selects the whole budget in its first step and nothing later: a step between two selections, or after them."""
     return SelectiveAdamW(params, lr=LR, budget=budget, total_steps=1, score=SCORE, strategy="static", backend="cpu")

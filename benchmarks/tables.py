@@ -76,6 +76,31 @@ def memory_table() -> str:
     return f"{title}\n\n" + markdown(("", "state between steps", "peak beyond it in a step"), lines)
 
 
+def updates_table() -> str:
+    """Scalar updates and their time over a whole run, from updates.csv."""
+    rows = load("updates.csv")
+    names = {"static": "all in the first step (static)", "increment": "step by step (ID3)"}
+    lines = [
+        [
+            f"{int(row['budget']):,}, {names[row['strategy']]}",
+            f"{int(row['updates']):,}",
+            f"{float(row['updates_ratio']):.3f}",
+            f"{1e3 * float(row['update_seconds']):.0f}",
+            f"{float(row['update_ratio']):.2f}",
+            f"{1e3 * float(row['optimizer_seconds']):.0f}",
+        ]
+        for row in rows
+    ]
+    first = rows[0]
+    title = (
+        f"A whole run of {int(first['total_steps']):,} steps on the same shapes, float32, by budget; medians of "
+        f"{first['repeats']} runs; {first['cpu']}, {first['threads']} threads (`make bench`, "
+        "`benchmarks/results/updates.csv`):"
+    )
+    header = ("budget", "scalar updates", "of static", "update kernel ms", "of static", "whole optimizer ms")
+    return f"{title}\n\n" + markdown(header, lines)
+
+
 def demo_table() -> str:
     """Quality, from demo.csv."""
     rows = load("demo.csv")
@@ -102,7 +127,12 @@ def demo_table() -> str:
     return f"{title}\n\n" + markdown(header, lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"step": step_table, "memory": memory_table, "demo": demo_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "step": step_table,
+    "memory": memory_table,
+    "updates": updates_table,
+    "demo": demo_table,
+}
 
 
 def filled(text: str) -> str:
