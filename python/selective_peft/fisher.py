@@ -53,7 +53,8 @@ def fisher_scores(
     Warns:
         UserWarning: there are fewer rows than `num_samples`.
 
-    Source: Sung, Nair, Raffel, "Training Neural Networks with Fixed Sparse Masks" (FISH mask, NeurIPS 2021), Eq. 4-6.
+    Source: Sung, Nair, Raffel, "Training Neural Networks with Fixed Sparse Masks" (FISH mask, NeurIPS 2021);
+    defaults as in the baselines of the ID3 paper.
     """
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples: expected an integer >= 1, got {num_samples!r}")

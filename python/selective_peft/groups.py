@@ -43,8 +43,8 @@ def selective_param_groups(
     Args:
         model: the model.
         train_fully: patterns of what is trained whole, outside the budget (a new head): groups with `selective=False`.
-        exclude: patterns of what is in no group and so stays as it is. Its gradients are still computed, by no one
-            used and never set to zero by the optimizer: `requires_grad_(False)` on it saves them as well.
+        exclude: patterns of what is in no group and so stays as it is. Backward still computes its gradients, and the
+            optimizer's `zero_grad()` does not reach them: `requires_grad_(False)` on it saves time and memory as well.
         weight_decay: of all groups but those of `no_decay`.
         no_decay: patterns of what does not decay ("bias", "LayerNorm.weight").
 
