@@ -93,8 +93,8 @@ def updates_table() -> str:
     ]
     first = rows[0]
     title = (
-        f"A whole run of {int(first['total_steps']):,} steps on the same shapes, float32, by budget; medians of "
-        f"{first['repeats']} runs; {first['cpu']}, {first['threads']} threads (`make bench`, "
+        f"A whole run of {int(first['total_steps']):,} steps on the same shapes, float32, by budget; of each step "
+        f"the median of {first['repeats']} runs; {first['cpu']}, {first['threads']} threads (`make bench`, "
         "`benchmarks/results/updates.csv`):"
     )
     header = ("budget", "scalar updates", "of static", "update kernel ms", "of static", "whole optimizer ms")

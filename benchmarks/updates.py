@@ -4,6 +4,9 @@ ID3 spends its budget along the run, so that over T steps it updates (T + 1) / 2
 of the same size does (paper, Sec. 3). Both runs are made in one process, a step of each in turn, on the same gradients
 (two random sets take turns); what is added up is the number of updated scalars and the time of the update kernel, and
 beside it the time of the whole optimizer, selection included. First the result is checked.
+
+A run is repeated, with exactly the same work in each of its steps. Of each step the median time counts: what else a
+busy machine does adds about the same to every call, however little it updates, and would move the ratio towards 1.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -50,42 +53,43 @@ class Case:
 
 
 @dataclass
-class Totals:
-    """Sums over a run.
+class Steps:
+    """The steps of a run, in order.
 
     Attributes:
-        updates: scalars updated, added up over the steps.
+        updates: how many scalars each updated.
         update_seconds: in the update kernel and its checks.
-        optimizer_seconds: in whole steps.
+        optimizer_seconds: in the whole step.
     """
 
-    updates: int = 0
-    update_seconds: float = 0.0
-    optimizer_seconds: float = 0.0
+    updates: list[int] = field(default_factory=list)
+    update_seconds: list[float] = field(default_factory=list)
+    optimizer_seconds: Sequence[float] = ()
 
 
-def one_run(
-    base: Sequence[Tensor], grads: rivals.GradSets, case: Case, tick: Callable[[], object]
-) -> dict[str, Totals]:
-    """A whole run of each strategy, a step of each in turn; sums by strategy.
+Run = Mapping[str, Steps]  # by strategy
+
+
+def one_run(base: Sequence[Tensor], grads: rivals.GradSets, case: Case, tick: Callable[[], object]) -> dict[str, Steps]:
+    """A whole run of each strategy, a step of each in turn.
 
     Raises:
         gate.Mismatch: a run does not end with its budget spent.
     """
-    totals = {strategy: Totals() for strategy in (STATIC, INCREMENT)}
+    steps = {strategy: Steps() for strategy in (STATIC, INCREMENT)}
     optimizers = {}
     contenders = []
-    for strategy, sums in totals.items():
+    for strategy, noted in steps.items():
         params = copies(base)
         optimizers[strategy] = rivals.whole_run(params, case.budget, case.total_steps, strategy)
-        stepped = partial(_step, optimizers[strategy], sums)
+        stepped = partial(_step, optimizers[strategy], noted)
         contenders.append(Contender(strategy, stepped, partial(_set_grads, params, grads)))
     timings = interleave(contenders, case.total_steps, 0, tick)
     for strategy, optimizer in optimizers.items():
-        totals[strategy].optimizer_seconds = sum(timings[strategy].seconds)
+        steps[strategy].optimizer_seconds = timings[strategy].seconds
         if optimizer.num_selected != case.budget or optimizer.skipped_steps:
             raise gate.Mismatch(f"{strategy}: expected {case.budget} scalars, got {optimizer.num_selected}")
-    return totals
+    return steps
 
 
 def _set_grads(params: Sequence[Tensor], grads: rivals.GradSets, number: int) -> None:
@@ -93,15 +97,15 @@ def _set_grads(params: Sequence[Tensor], grads: rivals.GradSets, number: int) ->
         param.grad = grad
 
 
-def _step(optimizer: SelectiveAdamW, sums: Totals) -> None:
+def _step(optimizer: SelectiveAdamW, noted: Steps) -> None:
     with stopwatch() as ranges:
         optimizer.step()
-    sums.updates += optimizer.num_selected  # every tensor has a gradient, so all that are selected by now
-    sums.update_seconds += ranges["update"]
+    noted.updates.append(optimizer.num_selected)  # every tensor has a gradient, so all that are selected by now
+    noted.update_seconds.append(ranges["update"])
 
 
-def measure(case: Case) -> list[dict[str, Totals]]:
-    """Checks, then makes the runs; sums by strategy, for each repeat.
+def measure(case: Case) -> list[dict[str, Steps]]:
+    """Checks, then makes the runs, one for each repeat.
 
     Raises:
         gate.Mismatch: the kernels do not agree with the reference, or a run does not spend its budget.
@@ -124,18 +128,19 @@ def _whole_run(case: Case, strategy: str, params: list[Tensor], backend: str) ->
     return rivals.whole_run(params, case.budget, case.total_steps, strategy, backend)
 
 
-def ratios(runs: Sequence[Mapping[str, Totals]], strategy: str) -> list[float]:
-    """Update time over that of the static run made at the same time, for each repeat."""
-    return [run[strategy].update_seconds / run[STATIC].update_seconds for run in runs]
+def typical(repeats: Sequence[Sequence[float]]) -> float:
+    """Seconds of a run: the sum over its steps of the median of the repeats."""
+    return float(sum(statistics.median(step) for step in zip(*repeats, strict=True)))
 
 
-def rows_of(case: Case, runs: Sequence[Mapping[str, Totals]], stamp: Mapping[str, str]) -> list[dict[str, object]]:
-    """A CSV row for each strategy; seconds are sums over a run, medians of the repeats."""
+def rows_of(case: Case, runs: Sequence[Run], stamp: Mapping[str, str]) -> list[dict[str, object]]:
+    """A CSV row for each strategy. Minimum and maximum of the ratio are over the repeats, each with its own sums."""
     rows = []
+    whole = typical([run[STATIC].update_seconds for run in runs])
     for strategy in (STATIC, INCREMENT):
-        updates = runs[0][strategy].updates
-        seconds = statistics.median(run[strategy].update_seconds for run in runs)
-        compared = ratios(runs, strategy)
+        updates, of_static = (sum(runs[0][each].updates) for each in (strategy, STATIC))
+        seconds = typical([run[strategy].update_seconds for run in runs])
+        compared = [sum(run[strategy].update_seconds) / sum(run[STATIC].update_seconds) for run in runs]
         row: dict[str, object] = {
             "model": case.model,
             "scalars": total(MODELS[case.model]),
@@ -146,13 +151,13 @@ def rows_of(case: Case, runs: Sequence[Mapping[str, Totals]], stamp: Mapping[str
             "strategy": strategy,
             "repeats": case.repeats,
             "updates": updates,
-            "updates_ratio": f"{updates / runs[0][STATIC].updates:.4f}",
+            "updates_ratio": f"{updates / of_static:.4f}",
             "update_seconds": f"{seconds:.6f}",
-            "update_ratio": f"{statistics.median(compared):.4f}",
+            "update_ratio": f"{seconds / whole:.4f}",
             "update_ratio_min": f"{min(compared):.4f}",
             "update_ratio_max": f"{max(compared):.4f}",
             "ns_per_update": f"{1e9 * seconds / updates:.3f}",
-            "optimizer_seconds": f"{statistics.median(run[strategy].optimizer_seconds for run in runs):.6f}",
+            "optimizer_seconds": f"{typical([run[strategy].optimizer_seconds for run in runs]):.6f}",
         }
         rows.append({**row, **stamp})
     return rows
