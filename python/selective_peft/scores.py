@@ -149,7 +149,9 @@ class Biases:
     def check_params(self, named: Named) -> None:
         """Raises ValueError, listing what is there, if no parameter is a bias."""
         if not any(self.only(name) for name, _ in named):
-            raise ValueError(f"method: expected parameters named as biases for 'bitfit', got {what_is_there(named)}")
+            raise ValueError(
+                f"method: expected named parameters with biases among them for 'bitfit', got {what_is_there(named)}"
+            )
 
 
 def check_any_score(score: Any) -> None:
