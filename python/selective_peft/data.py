@@ -1,38 +1,18 @@
-"""Labelled text from CSV or JSONL files: reading, checking, and splitting off a part for evaluation."""
+"""Labelled text for each task from CSV or JSONL files, and splitting off a part for evaluation."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import datasets
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from selective_peft.errors import InputError, first_line
-
-CSV, JSON_LINES = (".csv",), (".jsonl", ".ndjson", ".json")
-datasets.disable_progress_bars()
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns to use; without a pair or group column these are None."""
-
-    text: str
-    label: str
-    text_pair: str | None = None
-    group: str | None = None
-
-    def given(self) -> list[str]:
-        """Those that have a name."""
-        return [name for name in (self.text, self.text_pair, self.label, self.group) if name is not None]
+from selective_peft.files import Columns, read_columns
 
 
 @dataclass(frozen=True)
@@ -40,121 +20,29 @@ class Examples:
     """Texts with labels, one item per row.
 
     Attributes:
-        texts, pairs: inputs; `pairs` is None without a second text.
-        labels: class numbers for classification, numbers for regression.
+        texts: inputs, for tagging lists of words; None if labels are all there is.
+        pairs: second texts, or None.
+        labels: class numbers, for tagging lists of them; numbers for regression; else texts.
         groups: values of the group column, or None.
     """
 
-    texts: list[str]
+    texts: list[Any] | None
     pairs: list[str] | None
-    labels: list[int] | list[float]
+    labels: list[Any]
     groups: list[str] | None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
-    def inputs(self) -> list[tuple[str, str]]:
-        """Text and second text ("" without one) of each row."""
-        return list(zip(self.texts, self.pairs or [""] * len(self.texts), strict=True))
+    def inputs(self) -> list[Hashable]:
+        """What a model is given of each row; the label if that is all there is."""
+        texts = self.labels if self.texts is None else self.texts
+        return [(str(text), pair) for text, pair in zip(texts, self.pairs or [""] * len(texts), strict=True)]
 
     def rows(self, numbers: Sequence[int]) -> Examples:
         """These rows, in this order."""
-        return Examples(
-            [self.texts[i] for i in numbers],
-            None if self.pairs is None else [self.pairs[i] for i in numbers],
-            [self.labels[i] for i in numbers],
-            None if self.groups is None else [self.groups[i] for i in numbers],
-        )
-
-
-def read_columns(path: Path, columns: Columns) -> dict[str, list[str]]:
-    """The named columns of a file as text, keyed by column.
-
-    Raises:
-        InputError: no such file, another kind of file, not decodable, no rows, a missing column, or an empty cell.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a CSV or JSONL file, found none there")
-    kind = path.suffix.lower()
-    if kind not in CSV + JSON_LINES:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(CSV + JSON_LINES)}, got {kind or 'none'!r}")
-    try:
-        cells = _json_cells(path, columns) if kind in JSON_LINES else _csv_cells(path, columns)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got other bytes ({first_line(error)})") from error
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, LookupError, csv.Error) as error:
-        cause = error.__cause__ or error.__context__ or error
-        raise InputError(f"{path}: cannot be read as {kind[1:].upper()} ({first_line(cause)})") from error
-    if not cells[columns.text]:
-        raise InputError(f"{path}: expected rows, found none")
-    for name, values in cells.items():
-        if "" in values:
-            raise InputError(
-                f"{path}: expected a value in every cell of column {name!r}, found {values.count('')} empty ones, the "
-                f"first in row {values.index('') + 1}"
-            )
-    return cells
-
-
-def _check_columns(path: Path, columns: Columns, found: Sequence[str]) -> None:
-    for name in columns.given():
-        if name not in found:
-            raise InputError(f"{path}: expected a column {name!r}, found {', '.join(map(repr, found)) or 'none'}")
-
-
-def _csv_cells(path: Path, columns: Columns) -> dict[str, list[str]]:
-    csv.field_size_limit(2**31 - 1)  # of characters; texts can be long
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (row for row in csv.reader(file) if row)
-        header = next(rows, None)
-        if header is None:
-            raise ValueError("the file is empty")
-        names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
-        if len(set(names)) < len(names):
-            raise ValueError("two columns have one name")
-        _check_columns(path, columns, names)
-        count = 0
-        for count, row in enumerate(rows, 1):
-            if len(row) != len(names):  # pandas would move the cells to other columns, or invent some
-                raise ValueError(f"row {count} has {len(row)} cells, the header {len(names)}")
-    if not count:
-        raise InputError(f"{path}: expected rows, found none")
-    with tempfile.TemporaryDirectory() as cache:
-        table = datasets.Dataset.from_csv(
-            str(path),
-            keep_in_memory=True,
-            cache_dir=cache,
-            features=datasets.Features({name: datasets.Value("string") for name in names}),
-            keep_default_na=False,
-            index_col=False,
-        )
-    if len(table) != count:
-        raise ValueError(f"{count} rows by one way to read it, {len(table)} by another")
-    return {name: [str(value).strip() for value in table[name]] for name in columns.given()}
-
-
-def _json_cells(path: Path, columns: Columns) -> dict[str, list[str]]:
-    """Read without guessing types: dates and long numbers stay what is written."""
-    content = path.read_text(encoding="utf-8-sig")
-    if not content.strip():
-        raise ValueError("the file is empty")
-    read = partial(json.loads, parse_int=str, parse_float=str)
-    rows = (
-        read(content)
-        if content.lstrip().startswith("[")
-        else [read(line) for line in content.split("\n") if line.strip()]
-    )
-    cells: dict[str, list[str]] = {name: [] for name in columns.given()}
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is no object with columns")
-        _check_columns(path, columns, list(row))
-        for name, found in cells.items():
-            value = row[name]
-            if isinstance(value, list | dict):
-                raise ValueError(f"row {number} has a {type(value).__name__} in column {name!r}")
-            found.append("" if value is None else str(value).strip())
-    return cells
+        columns = (self.texts, self.pairs, self.labels, self.groups)
+        return Examples(*(column if column is None else [column[i] for i in numbers] for column in columns))  # type: ignore[arg-type]
 
 
 def class_names(path: Path, columns: Columns, labels: Sequence[str]) -> list[str]:
@@ -169,7 +57,7 @@ def class_names(path: Path, columns: Columns, labels: Sequence[str]) -> list[str
     if len(names) > max(20, len(labels) // 2):
         raise InputError(
             f"{path}: expected classes in column {columns.label!r}, found {len(names)} different values in "
-            f"{len(labels)} rows (numbers need --task regression)"
+            f"{len(labels)} {'words' if columns.words else 'rows (numbers need --task regression)'}"
         )
     whole = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=int) if whole else names
@@ -198,7 +86,7 @@ def numbers(path: Path, columns: Columns, labels: Sequence[str]) -> list[float]:
 def read_examples(
     path: Path, columns: Columns, classes: Sequence[str] | None = None, ordered: Sequence[str] = ()
 ) -> tuple[Examples, list[str]]:
-    """Examples for classification, and the names of their classes.
+    """Examples for classification, or with `columns.words` for tagging, and the names of their classes.
 
     Args:
         path: CSV or JSONL file.
@@ -207,21 +95,47 @@ def read_examples(
         ordered: if these are the same classes, their order counts: that of the head of a model.
 
     Raises:
-        InputError: see `read_columns` and `class_names`; or a label that is none of `classes`.
+        InputError: see `read_columns` and `class_names`; or a label that is none of `classes`; or a row with another
+            number of tags than words.
     """
     cells = read_columns(path, columns)
-    labels = cells[columns.label]
-    known = class_names(path, columns, labels) if classes is None else list(classes)
+    labels: list[Any] = cells[columns.label]
+    if columns.words:
+        _check_lengths(path, columns, cells)
+    flat = [tag for tags in labels for tag in tags] if columns.words else labels
+    known = class_names(path, columns, flat) if classes is None else list(classes)
     if classes is None and sorted(known) == sorted(ordered):
         known = list(ordered)
     number = {name: i for i, name in enumerate(known)}
     for row, label in enumerate(labels, 1):
-        if label not in number:
+        for tag in label if columns.words else [label]:
+            if tag not in number:
+                raise InputError(
+                    f"{path}: expected the classes of the training file in column {columns.label!r}, found {tag!r} in "
+                    f"row {row}"
+                )
+    counted = [[number[tag] for tag in label] if columns.words else number[label] for label in labels]
+    return _examples(cells, columns, counted), known
+
+
+def _check_lengths(path: Path, columns: Columns, cells: dict[str, list[Any]]) -> None:
+    assert columns.text is not None
+    for row, (words, tags) in enumerate(zip(cells[columns.text], cells[columns.label], strict=True), 1):
+        if len(words) != len(tags):
             raise InputError(
-                f"{path}: expected the classes of the training file in column {columns.label!r}, found {label!r} in "
-                f"row {row}"
+                f"{path}: expected a tag in column {columns.label!r} for each word in column {columns.text!r}, found "
+                f"{len(words)} words and {len(tags)} tags in row {row}"
             )
-    return _examples(cells, columns, [number[label] for label in labels]), known
+
+
+def read_targets(path: Path, columns: Columns) -> Examples:
+    """Examples whose labels are texts to write.
+
+    Raises:
+        InputError: see `read_columns`.
+    """
+    cells = read_columns(path, columns)
+    return _examples(cells, columns, cells[columns.label])
 
 
 def read_regression(path: Path, columns: Columns) -> Examples:
@@ -237,9 +151,9 @@ def read_regression(path: Path, columns: Columns) -> Examples:
     return _examples(cells, columns, labels)
 
 
-def _examples(cells: dict[str, list[str]], columns: Columns, labels: list[int] | list[float]) -> Examples:
-    pairs = cells[columns.text_pair] if columns.text_pair else None
-    return Examples(cells[columns.text], pairs, labels, cells[columns.group] if columns.group else None)
+def _examples(cells: dict[str, list[Any]], columns: Columns, labels: list[Any]) -> Examples:
+    texts, pairs, groups = (cells[name] if name else None for name in (columns.text, columns.text_pair, columns.group))
+    return Examples(texts, pairs, labels, groups)
 
 
 def split(path: Path, examples: Examples, share: float, seed: int, classification: bool) -> tuple[Examples, Examples]:
@@ -256,7 +170,7 @@ def split(path: Path, examples: Examples, share: float, seed: int, classificatio
         InputError: too few rows, rows of a class, or groups; or a class is missing on the training side.
     """
     everything = list(range(len(examples)))
-    counts = Counter(examples.labels)
+    counts = Counter(examples.labels if classification else ())
     if examples.groups is not None:
         if len(set(examples.groups)) < 2:
             raise InputError(f"{path}: expected two groups or more, found only {examples.groups[0]!r}")

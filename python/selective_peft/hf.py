@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
-    DataCollatorWithPadding,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -22,29 +20,11 @@ from transformers import (
 
 from selective_kernels.ranges import stopwatch
 from selective_peft import SelectiveAdamW
-from selective_peft.data import Examples
+from selective_peft.encoding import Rows
 from selective_peft.errors import InputError
-from selective_peft.loading import Loaded
+from selective_peft.metrics import Measure
 
 METRIC = "eval_"
-
-
-class Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Tokenised examples, as the Trainer takes them."""
-
-    def __init__(self, examples: Examples, loaded: Loaded, max_length: int) -> None:
-        longest = min(max_length, loaded.positions)
-        special = loaded.tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
-        if longest <= special:
-            raise InputError(f"--max-length {max_length}: expected more than the {special} special tokens of a text")
-        self._encoded = loaded.tokenizer(examples.texts, examples.pairs, truncation=True, max_length=longest)
-        self._labels = examples.labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**{key: values[row] for key, values in self._encoded.items()}, "labels": self._labels[row]}
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,6 @@ class Recipe:
     warmup: int
     precision: str
     seed: int
-    max_length: int
     evaluations: int
 
 
@@ -135,27 +114,59 @@ class Trained:
     ranges: dict[str, float]
 
 
-def groups_of(loaded: Loaded) -> list[dict[str, Any]]:
-    """Parameter groups: the checkpoint's parameters are selected from, the new head is trained whole."""
-    named: list[tuple[str, nn.Parameter]] = list(loaded.model.named_parameters())
-    groups: list[dict[str, Any]] = [{"params": [(name, p) for name, p in named if name not in loaded.new]}]
-    if loaded.new:
-        groups.append({"params": [(name, p) for name, p in named if name in loaded.new], "selective": False})
-    return groups
+AfterStep = Callable[[int, Callable[[], dict[str, float]]], None]
+
+
+class Visits(TrainerCallback):
+    """Calls a function after each step, with the number of steps and a way to evaluate the model as it is."""
+
+    def __init__(self, visit: AfterStep) -> None:
+        self._visit = visit
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """All of the step is done."""
+        self._visit(int(state.global_step), self._evaluate)
+
+    def _evaluate(self) -> dict[str, float]:
+        # Unlike `evaluate`, this leaves the Trainer's log alone, and what it is about to do.
+        found = self.trainer.predict(self.trainer.eval_dataset, metric_key_prefix="eval").metrics
+        return _metrics(found)
+
+
+class Undisturbed(Trainer):
+    """A Trainer whose evaluations draw no random numbers, so that training is the same with more or less of them."""
+
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
+        """As in the Trainer."""
+        with torch.random.fork_rng():
+            return super().evaluation_loop(*arguments, **named)
 
 
 def train(
-    loaded: Loaded,
+    model: Any,
     optimizer: SelectiveAdamW,
     recipe: Recipe,
-    training: Examples,
-    evaluation: Examples,
-    metrics: Callable[[Any, Any], dict[str, float]],
+    training: Rows,
+    evaluation: Rows,
+    collator: Callable[[list[Any]], dict[str, Any]],
+    measure: Measure,
+    after_step: AfterStep = lambda _, __: None,
 ) -> Trained:
-    """Evaluates, trains with a progress bar, evaluates again; nothing is written.
+    """Evaluates, trains with a progress bar, evaluates again.
+
+    Args:
+        model: of transformers, or a PEFT model around one.
+        optimizer: for its parameters.
+        recipe: how to train.
+        training, evaluation: rows of tokens with labels.
+        collator: makes a batch of them.
+        measure: what the evaluations are to say.
+        after_step: called with the number of completed steps and a function that evaluates the model as it is.
 
     Raises:
         InputError: the machine cannot do what the recipe asks for.
+        RuntimeError: the loss is not finite after training.
     """
     on_gpu = torch.cuda.is_available()
     if recipe.precision == "fp16" and not on_gpu:
@@ -182,17 +193,19 @@ def train(
             report_to="none",
             disable_tqdm=False,  # by default quiet logging turns the bar into printed lines
             dataloader_pin_memory=on_gpu,
+            label_names=["labels"],
         )
-        times = Times()
-        trainer = Trainer(
-            loaded.model,
+        times, visits = Times(), Visits(after_step)
+        trainer = visits.trainer = Undisturbed(
+            model,
             arguments,
-            train_dataset=Rows(training, loaded, recipe.max_length),
-            eval_dataset=Rows(evaluation, loaded, recipe.max_length),
-            data_collator=DataCollatorWithPadding(loaded.tokenizer),
+            train_dataset=training,
+            eval_dataset=evaluation,
+            data_collator=collator,
             optimizers=(optimizer, None),
-            compute_metrics=lambda given: metrics(given.predictions, given.label_ids),
-            callbacks=[times],
+            compute_metrics=lambda given: measure.compute(given.predictions, given.label_ids),
+            preprocess_logits_for_metrics=measure.reduce,
+            callbacks=[times, visits],
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())

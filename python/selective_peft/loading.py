@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from selective_peft.errors import InputError, first_line
 
@@ -20,23 +28,70 @@ class Loaded:
     """A model with its tokenizer.
 
     Attributes:
-        new: names of the parameters that do not come from the checkpoint: the new head.
+        positions: how many tokens a text may have.
+        head: names of the parameters that make up the head, whether it is new or not; empty if words are the output.
+        new: names of the parameters to train whole: those of the head that do not come from the checkpoint.
+        added: names of parameters that no checkpoint of such a model has: those of adapters.
     """
 
     model: Any
     tokenizer: Any
+    positions: int
+    head: frozenset[str]
     new: frozenset[str]
+    added: frozenset[str] = frozenset()
 
-    @property
-    def positions(self) -> int:
-        """How many tokens a text may have."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        limit = int(self.tokenizer.model_max_length)
-        if positions is None:
-            return limit
-        table = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
-        padding = getattr(table, "padding_idx", None)  # models like RoBERTa count positions from behind it
-        return min(limit, int(positions) - (0 if padding is None else int(padding) + 1))
+
+def _classes(classes: list[str] | None) -> dict[str, Any]:
+    if classes is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {**_tags(classes), "problem_type": "single_label_classification"}
+
+
+def _tags(classes: list[str] | None) -> dict[str, Any]:
+    names = dict(enumerate(classes or []))
+    return {
+        "num_labels": len(names),
+        "id2label": names,
+        "label2id": {label: number for number, label in names.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model.
+
+    Attributes:
+        auto: the class of transformers that loads it.
+        settings: classes (None for numbers) -> what its configuration is to say.
+        head: it ends in a head that may be new; else words are the output, and all weights must be there.
+        tokenizer: arguments for the tokenizer.
+        fast: the tokenizer must know which word or character a token comes from.
+        ends: the tokenizer must have an end token, and the model must not look ahead.
+    """
+
+    auto: Any
+    settings: Callable[[list[str] | None], dict[str, Any]] = lambda _: {}
+    head: bool = False
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    fast: bool = False
+    ends: bool = False
+
+
+SEQUENCE = Kind(AutoModelForSequenceClassification, _classes, head=True)
+TOKEN = Kind(AutoModelForTokenClassification, _tags, head=True, tokenizer={"add_prefix_space": True}, fast=True)
+SEQ2SEQ = Kind(AutoModelForSeq2SeqLM)
+CAUSAL = Kind(AutoModelForCausalLM, fast=True, ends=True)
+
+
+def _positions(model: Any, tokenizer: Any) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limit = int(tokenizer.model_max_length)
+    if positions is None:
+        return limit
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)  # models like RoBERTa count positions from behind it
+    return min(limit, int(positions) - (0 if padding is None else int(padding) + 1))
 
 
 def quiet() -> None:
@@ -71,8 +126,8 @@ def known_classes(name: str) -> list[str]:
         raise InputError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
 
 
-def load(name: str, seed: int, classes: list[str] | None) -> Loaded:
-    """A model with a head for the task, the new parts of which are drawn from `seed`.
+def load(name: str, seed: int, classes: list[str] | None = None, kind: Kind = SEQUENCE) -> Loaded:
+    """A model for the task, the new parts of whose head are drawn from `seed`.
 
     A head that the checkpoint has is kept if it is for just these classes in this order, or for one number; else it is
     drawn anew.
@@ -80,46 +135,59 @@ def load(name: str, seed: int, classes: list[str] | None) -> Loaded:
     Args:
         name: a folder, or a model of the Hub; weights as safetensors (others could run code).
         seed: for the parts that are drawn.
-        classes: names of the classes; None for regression.
+        classes: names of the classes; None for regression and where words are the output.
+        kind: of model.
 
     Raises:
         InputError: it does not load, or its files do not fit together.
     """
     known = known_classes(name)
-    task: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if classes is not None:
-        names = dict(enumerate(classes))
-        task = {"num_labels": len(classes), "problem_type": "single_label_classification", "id2label": names}
-        task["label2id"] = {label: number for number, label in names.items()}
     torch.manual_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(name, **kind.tokenizer)
+        model, info = kind.auto.from_pretrained(
             name,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # the head of another task is replaced
             output_loading_info=True,
-            **task,
+            **kind.settings(classes),
         )
     except ERRORS as error:
         raise InputError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
+    names = {key for key, _ in model.named_parameters()}
     missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
-    missing &= {key for key, _ in model.named_parameters()}
-    body = f"{model.base_model_prefix}."
-    unfit = sorted(key for key in missing if key.startswith(body) and ".pooler." not in key)
+    missing &= names
+    body = f"{model.base_model_prefix}." if kind.head else ""
+    unfit = sorted(key for key in missing if key.startswith(body) and not (kind.head and ".pooler." in key))
     if unfit:
         raise InputError(
             f"--model {name}: expected weights that fit its config.json, found {len(unfit)} tensors that do not, "
             f"such as {unfit[0]}"
         )
+    head = {key for key in names if not key.startswith(body)}
     kept = len(known) == 1 if classes is None else known in (classes, [f"LABEL_{label}" for label in classes])
-    head = {key for key, _ in model.named_parameters() if not key.startswith(body)}
     if not kept and not head <= missing:
         _draw_head(model, body)
         missing |= head
     _check_tokenizer(name, tokenizer, model)
-    return Loaded(model, tokenizer, frozenset(missing))
+    _check_kind(name, tokenizer, model, kind)
+    return Loaded(model, tokenizer, _positions(model, tokenizer), frozenset(head | missing), frozenset(missing))
+
+
+def _check_kind(name: str, tokenizer: Any, model: Any, kind: Kind) -> None:
+    if kind.fast and not tokenizer.is_fast:
+        raise InputError(f"--model {name}: expected a tokenizer of the tokenizers library, found one that is slower")
+    if not kind.ends:
+        return
+    if tokenizer.eos_token is None:
+        raise InputError(f"--model {name}: expected a tokenizer with an end token, found none")
+    tokenizer.padding_side = "right"  # the first token then is at the first position
+    tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]]) % model.get_input_embeddings().num_embeddings
+    with torch.no_grad():
+        first, second = model.eval()(input_ids=tokens).logits[:, 0]
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+        raise InputError(f"--model {name}: expected one that reads from left to right, found one that looks ahead")
 
 
 def _draw_head(model: Any, body: str) -> None:

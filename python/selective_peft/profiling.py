@@ -22,8 +22,9 @@ from rich.table import Table as Grid
 from selective_kernels import Table, dispatch
 from selective_kernels.ranges import stopwatch
 from selective_kernels.testing import read_once
-from selective_peft import D3, SelectiveAdamW, hf, loading
+from selective_peft import D3, SelectiveAdamW, loading
 from selective_peft.errors import InputError
+from selective_peft.groups import selective_param_groups
 
 WARMUPS = 2
 READS = 5
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     steps = WARMUPS + options.steps
     try:
         optimizer = SelectiveAdamW(
-            hf.groups_of(loaded),
+            selective_param_groups(model, train_fully=sorted(loaded.new)),
             lr=1e-6,
             budget=options.budget,
             total_steps=steps + 1,

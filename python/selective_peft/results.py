@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 
 from selective_peft import SelectiveAdamW
 from selective_peft.errors import InputError
-from selective_peft.naming import count_by_place, places
 
 FORMAT = "selective-peft values"
 VERSION = "1"
+LAYER = re.compile(r"\.(\d+)\.")
 
 
 def check_output(folder: Path) -> None:
@@ -35,29 +36,46 @@ def check_output(folder: Path) -> None:
         raise InputError(f"--output {folder}: expected a folder that can be written to, {writable} is none")
 
 
-def write_folder(folder: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
-    """Writes all files under another name first: there is never half a file, and no file if one cannot be written.
+class Output:
+    """A folder that appears with all its files, or not at all.
 
-    Args:
-        folder: must not exist (then it appears at once) or be empty.
-        files: file name -> function that writes to the path it is given.
+    Used in a `with` statement: files that were written before an error are gone after it.
     """
-    exists = folder.exists()  # it may be a mount, which cannot be replaced
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if exists else folder.parent))
-    try:
-        for name, write in files.items():
-            write(staging / name)
-            (staging / name).chmod(0o644)
-        if exists:
-            for name in files:
-                (staging / name).replace(folder / name)
-            staging.rmdir()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._exists = folder.exists()  # it may be a mount, which cannot be replaced
+        self._staging: Path | None = None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._staging is not None and kind is not None:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def write(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Writes a file or a folder under another folder's name; returns where it lies until `publish`."""
+        if self._staging is None:
+            where = self.folder if self._exists else self.folder.parent
+            self._staging = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=where))
+        path = self._staging / name
+        write(path)
+        for each in [path, *path.rglob("*")]:
+            each.chmod(0o755 if each.is_dir() else 0o644)
+        return path
+
+    def publish(self) -> None:
+        """Gives the folder its name, with all that was written."""
+        assert self._staging is not None
+        if self._exists:
+            for path in list(self._staging.iterdir()):
+                path.replace(self.folder / path.name)
+            self._staging.rmdir()
         else:
-            staging.chmod(0o755)
-            staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+            self._staging.chmod(0o755)
+            self._staging.rename(self.folder)
+        self._staging = None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -73,6 +91,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def selected(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, Tensor]:
+    """Selected offsets, int64, by name of each parameter that is selected from."""
+    selective = {id(param) for group in optimizer.param_groups if group["selective"] for param in group["params"]}
+    return {
+        name: optimizer.selected_indices(param) for name, param in model.named_parameters() if id(param) in selective
+    }
+
+
 def selected_values(model: nn.Module, optimizer: SelectiveAdamW, whole: frozenset[str]) -> dict[str, Tensor]:
     """What training changed, as tensors to save.
 
@@ -83,15 +109,16 @@ def selected_values(model: nn.Module, optimizer: SelectiveAdamW, whole: frozense
 
     Returns:
         For each selective parameter with selected scalars `<name>.indices` (int32, flat row-major, ascending) and
-        `<name>.values` (the new values, in the parameter's dtype); each of `whole` under its own name.
+        `<name>.values` (the new values, in the parameter's dtype); each of `whole`, and each parameter all of which is
+        selected, under its own name.
     """
     tensors: dict[str, Tensor] = {}
+    chosen = selected(model, optimizer)
     for name, param in model.named_parameters():
-        if name in whole:
+        indices = chosen.get(name)
+        if name in whole or (indices is not None and 0 < len(indices) == param.numel()):
             tensors[name] = param.detach().cpu().clone()
-            continue
-        indices = optimizer.selected_indices(param)
-        if len(indices):
+        elif indices is not None and len(indices):
             tensors[f"{name}.indices"] = indices.to(torch.int32)
             tensors[f"{name}.values"] = param.detach().reshape(-1)[indices.to(param.device)].cpu()
     return tensors
@@ -102,9 +129,18 @@ def write_values(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     save_file(dict(tensors), str(path), metadata={"format": FORMAT, "version": VERSION, **about})
 
 
-def where(model: nn.Module, optimizer: SelectiveAdamW, whole: frozenset[str]) -> dict[str, dict[str, int]]:
-    """Where the budget went: module -> layer -> selected scalars; see `naming.places` for what these are."""
-    params = {name: param for name, param in model.named_parameters() if name not in whole}
+def where(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, dict[str, int]]:
+    """Where the budget went: module -> layer -> selected scalars.
+
+    The layer is the first number in a parameter's name, "" without one; the module is what follows it, without
+    ".weight" or ".bias".
+    """
+    found: dict[str, dict[str, int]] = {}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # of transformers: what all names begin with
-    counts = [len(optimizer.selected_indices(param)) for param in params.values()]
-    return count_by_place(places(params, prefix), counts)
+    for name, indices in selected(model, optimizer).items():
+        match = LAYER.search(name)
+        layer, module = (match[1], name[match.end() :]) if match else ("", name.removeprefix(prefix))
+        module = module.rpartition(".")[0] or module
+        layers = found.setdefault(module, {})
+        layers[layer] = layers.get(layer, 0) + len(indices)
+    return found

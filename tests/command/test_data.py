@@ -4,10 +4,10 @@ import re
 
 import pytest
 from reviewfiles import reviews, write_csv, write_jsonl
-from selective_peft import data
+from selective_peft import data, files
 from selective_peft.errors import InputError
 
-COLUMNS = data.Columns("text", "label")
+COLUMNS = files.Columns("text", "label")
 HEADER = b"text,label\n"
 
 # name and bytes of a file, message after its path; "..." stands for anything
@@ -71,7 +71,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 @pytest.mark.parametrize(("write", "name"), [(write_csv, "a.csv"), (write_jsonl, "a.jsonl"), (write_jsonl, "a.json")])
 def test_csv_and_json_lines_give_the_same(write, name, tmp_path):
     rows = reviews(40)
-    columns = data.Columns("text", "label", "other", "film")
+    columns = files.Columns("text", "label", "other", "film")
     examples, classes = data.read_examples(write(tmp_path / name, rows), columns)
     assert classes == ["fresh", "rotten"]
     assert examples.texts == [row["text"] for row in rows]
@@ -127,7 +127,7 @@ def test_a_class_that_only_the_evaluation_file_has(tmp_path):
 
 
 def test_regression(tmp_path):
-    columns = data.Columns("text", "stars")
+    columns = files.Columns("text", "stars")
     rows = reviews(30)
     assert data.read_regression(write_csv(tmp_path / "a.csv", rows), columns).labels == [
         float(r["stars"]) for r in rows

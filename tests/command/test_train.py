@@ -15,7 +15,7 @@ from PIL import Image
 from reviewfiles import reviews, write_csv
 from safetensors import safe_open
 from safetensors.torch import load_file
-from selective_peft import data, loading, metrics
+from selective_peft import data, files, loading, metrics
 from selective_peft.cli import main
 
 # A shell may start tests with SIGINT ignored, which their processes would inherit.
@@ -59,7 +59,7 @@ def test_classification_files_hold_what_was_trained(tiny_model, review_file, tmp
     assert train(tiny_model, review_file, output, "--eval-data", held_out, "--steps", STEPS) == 0
     assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "report.png", "selected.safetensors"]
     report = json.loads((output / "metrics.json").read_text())
-    examples, classes = data.read_examples(held_out, data.Columns("text", "label"))
+    examples, classes = data.read_examples(held_out, files.Columns("text", "label"))
     assert report["classes"] == classes == ["fresh", "rotten"]
     assert report["selected"] == 300 == sum(report["selected_per_step"])
     assert len(report["selected_per_step"]) == STEPS
@@ -116,7 +116,7 @@ def test_text_pairs_groups_and_accumulation(tiny_model, review_file, tmp_path, m
     assert report["selected_per_step"] == [300] + [0] * 11
     assert report["evaluation_rows_seen_in_training"] == 0
     assert len(passes) == 2 * 12
-    _, classes = data.read_examples(review_file, data.Columns("text", "label"))
+    _, classes = data.read_examples(review_file, files.Columns("text", "label"))
     alone = loading.load(str(tiny_model), 0, classes).tokenizer([row["text"] for row in reviews(120)])["input_ids"]
     assert max(tokens.shape[1] for tokens in passes) == 1 + max(map(len, alone))
 
@@ -127,7 +127,7 @@ def test_regression(tiny_model, review_file, tmp_path):
     more = ["--task", "regression", "--label-column", "stars", "--eval-data", held_out, "--steps", STEPS]
     assert train(tiny_model, review_file, output, *more) == 0
     report = json.loads((output / "metrics.json").read_text())
-    examples = data.read_regression(held_out, data.Columns("text", "stars"))
+    examples = data.read_regression(held_out, files.Columns("text", "stars"))
     found = quality(rebuilt(tiny_model, output / "selected.safetensors", None), examples, metrics.regression)
     for name in metrics.REGRESSION:
         assert found[name] == pytest.approx(report["metrics"]["fine_tuned"][name], rel=1e-4, abs=1e-5)

@@ -1,0 +1,100 @@
+"""From texts to tokens: what a model is given of each row, and what it is to answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selective_peft.data import Examples
+from selective_peft.errors import InputError
+from selective_peft.loading import Loaded
+from selective_peft.metrics import IGNORED
+
+Rows = list[dict[str, Any]]
+
+
+def longest(loaded: Loaded, max_length: int, special: int) -> int:
+    """Tokens that a row may have, `special` ones among them.
+
+    Raises:
+        InputError: no room is left beside these.
+    """
+    limit = min(max_length, loaded.positions)
+    if limit <= special:
+        raise InputError(f"--max-length {max_length}: expected more than the {special} special tokens of a text")
+    return limit
+
+
+def texts(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
+    """Texts, or pairs of them, with a class or a number each."""
+    special = loaded.tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
+    encoded = loaded.tokenizer(
+        examples.texts, examples.pairs, truncation=True, max_length=longest(loaded, max_length, special)
+    )
+    return _rows(encoded, examples.labels)
+
+
+def tagged(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
+    """Words with a tag each: a word's first token has it, its other tokens have no label.
+
+    Raises:
+        InputError: no word of a row is left as a token.
+    """
+    special = loaded.tokenizer.num_special_tokens_to_add()
+    encoded = loaded.tokenizer(
+        examples.texts, is_split_into_words=True, truncation=True, max_length=longest(loaded, max_length, special)
+    )
+    labels = []
+    for number, tags in enumerate(examples.labels):
+        before, row = None, []
+        for word in encoded.word_ids(number):
+            row.append(IGNORED if word is None or word == before else tags[word])
+            before = word
+        if all(label == IGNORED for label in row):
+            raise InputError(f"words: expected some that the tokenizer knows, found none in {examples.texts[number]}")  # type: ignore[index]
+        labels.append(row)
+    return _rows(encoded, labels)
+
+
+def targets(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
+    """Texts for the encoder, and texts for the decoder to write, each of at most `max_length` tokens."""
+    tokenizer = loaded.tokenizer
+    limit = longest(loaded, max_length, tokenizer.num_special_tokens_to_add())
+    encoded = tokenizer(examples.texts, truncation=True, max_length=limit)
+    written = tokenizer(text_target=examples.labels, truncation=True, max_length=limit)["input_ids"]
+    end = tokenizer.eos_token_id
+    return _rows(encoded, [tokens if end in (None, tokens[-1]) else [*tokens[: limit - 1], end] for tokens in written])
+
+
+def continuations(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
+    """Prompts and what follows them, after a space, with an end token; only what follows has labels.
+
+    The two are tokenised as one text. Of a row that is too long the prompt loses its beginning first, without the
+    special token there.
+    """
+    tokenizer = loaded.tokenizer
+    limit = longest(loaded, max_length, tokenizer.num_special_tokens_to_add() + 1)
+    prompts = examples.texts or [""] * len(examples)
+    joined = [f"{prompt} {label}".strip() for prompt, label in zip(prompts, examples.labels, strict=True)]
+    encoded = tokenizer(joined, return_offsets_mapping=True)
+    rows = []
+    for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        tokens = list(ids)
+        if tokens[-1] != tokenizer.eos_token_id:
+            tokens.append(tokenizer.eos_token_id)
+        begin = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(tokens) - 1)
+        start = tokens[:1] if begin and offsets[0][1] == 0 else []
+        answer = tokens[begin : begin + limit - (begin > 0)]  # the first token of all is never predicted
+        room = limit - len(answer) - len(start)
+        question = tokens[max(len(start), begin - room) : begin] if room > 0 else []
+        known = [*start, *question]
+        if len(known) + len(answer) < 2:
+            raise InputError(f"{prompt!r}: expected words that the tokenizer knows after it, found none")
+        rows.append({"input_ids": known + answer, "attention_mask": [1] * (len(known) + len(answer))})
+        rows[-1]["labels"] = [IGNORED] * len(known) + answer
+    return rows
+
+
+def _rows(encoded: Any, labels: list[Any]) -> Rows:
+    return [
+        {**{key: values[row] for key, values in encoded.items()}, "labels": labels[row]} for row in range(len(labels))
+    ]
