@@ -14,6 +14,7 @@ from selective_peft.errors import InputError, first_line
 from selective_peft.fisher import fisher_scores
 from selective_peft.groups import selective_param_groups
 from selective_peft.loading import Loaded
+from selective_peft.methods import METHODS
 from selective_peft.options import BUDGETED, D3_METHODS, METHOD_OPTIONS, settle
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -65,9 +66,17 @@ def groups_of(loaded: Loaded, options: argparse.Namespace) -> list[dict[str, Any
     return groups
 
 
-def whole_names(groups: list[dict[str, Any]]) -> frozenset[str]:
-    """Names of the parameters that are trained whole."""
-    return frozenset(name for group in groups if not group["selective"] for name, _ in group["params"])
+def whole_names(groups: list[dict[str, Any]], options: argparse.Namespace) -> frozenset[str]:
+    """Names of the parameters that are trained whole: all of them with such a method."""
+    everything = METHODS[options.method].whole
+    return frozenset(name for group in groups if everything or not group["selective"] for name, _ in group["params"])
+
+
+def first_values(groups: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, torch.Tensor] | None:
+    """Copies of what is selected from, for a method that may change scalars and drop them again; else None."""
+    if METHODS[options.method].strategy != "repeat":
+        return None
+    return {name: param.detach().clone() for group in groups if group["selective"] for name, param in group["params"]}
 
 
 def fish(loaded: Loaded, rows: Rows, collator: Collator, options: argparse.Namespace) -> dict[str, torch.Tensor]:

@@ -8,15 +8,16 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from selective_peft import methods
+from selective_peft import D3
 from selective_peft.errors import InputError
+from selective_peft.methods import METHODS
 from selective_peft.schedules import SCHEDULES
 
 TASKS = ("classification", "regression", "token", "seq2seq", "causal")
 BASES = ("full", "lora", "pfeiffer", "houlsby")
-D3_METHODS = ("id3", "d3-static", "d3-repeat")
-GROWING = ("id3", "pafi-increment", "gradient")  # methods that spend their budget step by step
-BUDGETED = tuple(name for name in methods() if name not in ("bitfit", "full"))
+BUDGETED = tuple(name for name, method in METHODS.items() if method.budget)
+GROWING = tuple(name for name, method in METHODS.items() if method.strategy == "increment")
+D3_METHODS = tuple(name for name, method in METHODS.items() if method.score is D3)
 Own = Mapping[str, tuple[Collection[str], Any]]  # option -> the choices that have it, its default with them
 METHOD_OPTIONS: Own = {
     "budget": (BUDGETED, 0.005),
@@ -161,7 +162,7 @@ def _selection(parser: argparse.ArgumentParser, spent: float | None, exp: float 
 
 
 def _method(parser: argparse.ArgumentParser) -> None:
-    names = methods()
+    names = list(METHODS)
     group = parser.add_argument_group("method")
     group.add_argument(
         "--method",

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,36 +91,45 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def selected(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, Tensor]:
-    """Selected offsets, int64, by name of each parameter that is selected from."""
-    selective = {id(param) for group in optimizer.param_groups if group["selective"] for param in group["params"]}
-    return {
-        name: optimizer.selected_indices(param) for name, param in model.named_parameters() if id(param) in selective
-    }
+def selective(model: nn.Module, optimizer: SelectiveAdamW) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Each parameter that is selected from: its name, itself, its selected offsets (int64, ascending)."""
+    known = {id(param) for group in optimizer.param_groups if group["selective"] for param in group["params"]}
+    for name, param in model.named_parameters():
+        if id(param) in known:
+            yield name, param, optimizer.selected_indices(param)
 
 
-def selected_values(model: nn.Module, optimizer: SelectiveAdamW, whole: frozenset[str]) -> dict[str, Tensor]:
+def selected_values(
+    model: nn.Module, optimizer: SelectiveAdamW, whole: frozenset[str], first: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """What training changed, as tensors to save.
 
     Args:
         model: the trained model.
         optimizer: which trained it.
         whole: names of the parameters outside the budget.
+        first: values before training, float32, by name, for a method that also changed scalars which are not selected
+            any more.
 
     Returns:
         For each selective parameter with selected scalars `<name>.indices` (int32, flat row-major, ascending) and
         `<name>.values` (the new values, in the parameter's dtype); each of `whole`, and each parameter all of which is
         selected, under its own name.
     """
-    tensors: dict[str, Tensor] = {}
-    chosen = selected(model, optimizer)
-    for name, param in model.named_parameters():
-        indices = chosen.get(name)
-        if name in whole or (indices is not None and 0 < len(indices) == param.numel()):
+    params = dict(model.named_parameters())
+    tensors = {name: params[name].detach().cpu().clone() for name in sorted(whole)}
+    for name, param, indices in selective(model, optimizer):
+        flat = param.detach().reshape(-1)
+        if name in whole:
+            continue
+        if first is not None:  # bits, for which 0 and -0 are not the same
+            before = first[name].to(flat.device).reshape(-1)
+            indices = (flat.view(torch.int32) != before.view(torch.int32)).nonzero().reshape(-1).cpu()
+        if 0 < len(indices) == param.numel():
             tensors[name] = param.detach().cpu().clone()
-        elif indices is not None and len(indices):
+        elif len(indices):
             tensors[f"{name}.indices"] = indices.to(torch.int32)
-            tensors[f"{name}.values"] = param.detach().reshape(-1)[indices.to(param.device)].cpu()
+            tensors[f"{name}.values"] = flat[indices.to(flat.device)].cpu()
     return tensors
 
 
@@ -137,7 +146,7 @@ def where(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, dict[str, in
     """
     found: dict[str, dict[str, int]] = {}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # of transformers: what all names begin with
-    for name, indices in selected(model, optimizer).items():
+    for name, _, indices in selective(model, optimizer):
         match = LAYER.search(name)
         layer, module = (match[1], name[match.end() :]) if match else ("", name.removeprefix(prefix))
         module = module.rpartition(".")[0] or module

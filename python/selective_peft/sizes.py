@@ -94,4 +94,4 @@ def needed(share: float, budget: int) -> int:
 def file_name(share: float) -> str:
     """selected-0.10.safetensors; with more digits if the share has more."""
     short = f"{share:.2f}"
-    return f"selected-{short if float(short) == share else share!r}.safetensors"
+    return f"selected-{short if float(short) == share else share}.safetensors"

@@ -92,7 +92,7 @@ def announce(console: Console, options: argparse.Namespace, parts: Parts, model:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training needs; `whole` are the names of the parameters outside the budget."""
+    """Everything that training needs; for `whole` and `first` see `results.selected_values`."""
 
     task: Task
     parts: Parts
@@ -102,6 +102,7 @@ class Prepared:
     steps: int
     optimizer: SelectiveAdamW
     whole: frozenset[str]
+    first: dict[str, torch.Tensor] | None
     leaked: int
 
 
@@ -125,7 +126,8 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     leaked = announce(console, options, parts, loaded.model, steps)
     scores = making.fish(loaded, rows, task.collator(loaded), options) if options.method == "fish" else None
     optimizer = making.make_optimizer(groups, options, steps, scores)
-    return Prepared(task, parts, loaded, rows, held_out, steps, optimizer, making.whole_names(groups), leaked)
+    whole, first = making.whole_names(groups, options), making.first_values(groups, options)
+    return Prepared(task, parts, loaded, rows, held_out, steps, optimizer, whole, first, leaked)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -166,7 +168,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "evaluation_rows_seen_in_training": made.leaked,
             "steps": made.steps,
         }
-        values = results.selected_values(model, optimizer, made.whole)
+        values = results.selected_values(model, optimizer, made.whole, made.first)
         about["selected"] = str(optimizer.num_selected)
         files = {
             "metrics.json": lambda path: results.write_json(path, report),

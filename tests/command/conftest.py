@@ -4,10 +4,20 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 import pytest
 import torch
 from reviewfiles import WORDS, reviews, write_csv
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small get slower with more, many times so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
