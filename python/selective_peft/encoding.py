@@ -36,21 +36,26 @@ def texts(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
 def tagged(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
     """Words with a tag each: a word's first token has it, its other tokens have no label.
 
+    The words are tokenised as one text with spaces between them, so that tokens are those of running text.
+
     Raises:
         InputError: no word of a row is left as a token.
     """
-    special = loaded.tokenizer.num_special_tokens_to_add()
-    encoded = loaded.tokenizer(
-        examples.texts, is_split_into_words=True, truncation=True, max_length=longest(loaded, max_length, special)
-    )
+    limit = longest(loaded, max_length, loaded.tokenizer.num_special_tokens_to_add())
+    joined = [" ".join(words) for words in examples.texts or []]
+    encoded = loaded.tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
     labels = []
-    for number, tags in enumerate(examples.labels):
-        before, row = None, []
-        for word in encoded.word_ids(number):
-            row.append(IGNORED if word is None or word == before else tags[word])
-            before = word
-        if all(label == IGNORED for label in row):
-            raise InputError(f"words: expected some that the tokenizer knows, found none in {examples.texts[number]}")  # type: ignore[index]
+    for text, words, tags, offsets in zip(
+        joined, examples.texts or [], examples.labels, encoded.pop("offset_mapping"), strict=True
+    ):
+        owners = [number for number, word in enumerate(words) for _ in f"{word} "]  # of characters
+        last, row = -1, []
+        for start, end in offsets:
+            word = owners[end - 1] if start < end and not text[start:end].isspace() else -1
+            row.append(tags[word] if word > last else IGNORED)
+            last = max(last, word)
+        if last < 0:
+            raise InputError(f"words: expected some that the tokenizer knows, found none in {text!r}")
         labels.append(row)
     return _rows(encoded, labels)
 

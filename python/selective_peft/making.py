@@ -43,7 +43,7 @@ def settle_warmup(options: argparse.Namespace, steps: int) -> None:
 
 
 def groups_of(loaded: Loaded, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Parameter groups: a new head and --train-fully are trained whole, --exclude is not trained at all.
+    """Parameter groups: a new head, --train-fully and all of method full is trained whole, --exclude is not trained.
 
     Raises:
         InputError: a pattern that fits nothing, or nothing is left to select from.
@@ -60,16 +60,17 @@ def groups_of(loaded: Loaded, options: argparse.Namespace) -> list[dict[str, Any
         for argument in ("train_fully", "exclude"):
             message = message.replace(f"{argument}:", f"--{argument.replace('_', '-')}:")
         raise InputError(message) from error
+    for group in groups:
+        group["selective"] = group["selective"] and not METHODS[options.method].whole
     used = {id(param) for group in groups for _, param in group["params"]}
     for param in loaded.model.parameters():
         param.requires_grad_(param.requires_grad and id(param) in used)  # no gradients for what is excluded
     return groups
 
 
-def whole_names(groups: list[dict[str, Any]], options: argparse.Namespace) -> frozenset[str]:
-    """Names of the parameters that are trained whole: all of them with such a method."""
-    everything = METHODS[options.method].whole
-    return frozenset(name for group in groups if everything or not group["selective"] for name, _ in group["params"])
+def whole_names(groups: list[dict[str, Any]]) -> frozenset[str]:
+    """Names of the parameters that are trained whole."""
+    return frozenset(name for group in groups if not group["selective"] for name, _ in group["params"])
 
 
 def first_values(groups: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, torch.Tensor] | None:

@@ -113,21 +113,16 @@ def selected_values(
 
     Returns:
         For each selective parameter with selected scalars `<name>.indices` (int32, flat row-major, ascending) and
-        `<name>.values` (the new values, in the parameter's dtype); each of `whole`, and each parameter all of which is
-        selected, under its own name.
+        `<name>.values` (the new values, in the parameter's dtype); each of `whole` under its own name.
     """
     params = dict(model.named_parameters())
     tensors = {name: params[name].detach().cpu().clone() for name in sorted(whole)}
     for name, param, indices in selective(model, optimizer):
         flat = param.detach().reshape(-1)
-        if name in whole:
-            continue
         if first is not None:  # bits, for which 0 and -0 are not the same
             before = first[name].to(flat.device).reshape(-1)
             indices = (flat.view(torch.int32) != before.view(torch.int32)).nonzero().reshape(-1).cpu()
-        if 0 < len(indices) == param.numel():
-            tensors[name] = param.detach().cpu().clone()
-        elif len(indices):
+        if len(indices):
             tensors[f"{name}.indices"] = indices.to(torch.int32)
             tensors[f"{name}.values"] = flat[indices.to(flat.device)].cpu()
     return tensors
@@ -139,17 +134,21 @@ def write_values(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def where(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, dict[str, int]]:
-    """Where the budget went: module -> layer -> selected scalars.
+    """Where the budget went: module -> layer -> selected scalars; all that is trained if nothing is selected from.
 
     The layer is the first number in a parameter's name, "" without one; the module is what follows it, without
     ".weight" or ".bias".
     """
+    counts = {name: len(indices) for name, _, indices in selective(model, optimizer)}
+    if not counts:
+        known = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        counts = {name: param.numel() for name, param in model.named_parameters() if id(param) in known}
     found: dict[str, dict[str, int]] = {}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # of transformers: what all names begin with
-    for name, _, indices in selective(model, optimizer):
+    for name, count in counts.items():
         match = LAYER.search(name)
         layer, module = (match[1], name[match.end() :]) if match else ("", name.removeprefix(prefix))
         module = module.rpartition(".")[0] or module
         layers = found.setdefault(module, {})
-        layers[layer] = layers.get(layer, 0) + len(indices)
+        layers[layer] = layers.get(layer, 0) + count
     return found

@@ -125,9 +125,11 @@ def table(found: dict[str, Any], measure: Measure) -> Table:
         else:
             grid.add_row(label, "[yellow]not reached[/yellow]", *blank)
     grid.add_section()
-    extra = f" + {found['trained_whole']:,} whole" if found["trained_whole"] else ""
-    share = 100 * found["selected"] / found["scalars"]
-    grid.add_row("scalars trained", f"{found['selected']:,} ({share:.2f} %){extra}", *blank)
+    counts = [
+        f"{found['selected']:,} ({100 * found['selected'] / found['scalars']:.2f} %)" if found["selected"] else "",
+        f"{found['trained_whole']:,} whole" if found["trained_whole"] else "",
+    ]
+    grid.add_row("scalars trained", " + ".join(filter(None, counts)), *blank)
     grid.add_row("optimizer state", f"{found['state_bytes'] / 1e6:.2f} MB", *blank)
     if found["skipped_steps"]:
         grid.add_row("[red]steps skipped: inf or NaN[/red]", f"{found['skipped_steps']:,}", *blank)

@@ -126,7 +126,7 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     leaked = announce(console, options, parts, loaded.model, steps)
     scores = making.fish(loaded, rows, task.collator(loaded), options) if options.method == "fish" else None
     optimizer = making.make_optimizer(groups, options, steps, scores)
-    whole, first = making.whole_names(groups, options), making.first_values(groups, options)
+    whole, first = making.whole_names(groups), making.first_values(groups, options)
     return Prepared(task, parts, loaded, rows, held_out, steps, optimizer, whole, first, leaked)
 
 

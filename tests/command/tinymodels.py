@@ -17,7 +17,7 @@ from transformers import (
 )
 
 NAMES, PLACES, REST = ["Anna", "Ben", "Clara"], ["Bonn", "Graz", "Bern"], ["lives", "in", "and", "likes", "the"]
-PARTS = ["ed", "s"]  # of words: "likes" with "s" is two tokens
+PARTS = ["d", "s"]  # of words: "liked" is two tokens
 WORDS = [*NAMES, *PLACES, *REST, "like", *(f"##{part}" for part in PARTS)]
 
 

@@ -1,0 +1,211 @@
+"""Each method through the command, and which options go with which method."""
+
+import pytest
+import torch
+from commands import put_in, report_of, train
+from safetensors import safe_open
+from safetensors.torch import load_file
+from selective_peft import loading, making, methods, results
+from selective_peft.cli import main
+from selective_peft.options import D3_METHODS, GROWING
+
+BUDGET = 300
+HEAD = {"classifier.weight", "classifier.bias"}
+CLASSES = ["fresh", "rotten"]
+
+
+def base(model):
+    return loading.load(str(model), 0, CLASSES)
+
+
+def keep(monkeypatch):
+    """The model that the command trains, once it has loaded it."""
+    found = []
+
+    def loads(*arguments):
+        found.append(load(*arguments))
+        return found[-1]
+
+    load = loading.load
+    monkeypatch.setattr(loading, "load", loads)
+    return found
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method(method, tiny_model, review_file, tmp_path, monkeypatch):
+    """What is saved is all that changed, within the budget; put into the base model it gives the trained model."""
+    trained = keep(monkeypatch)
+    output = tmp_path / "out"
+    free = method in ("bitfit", "full")
+    assert train(tiny_model, review_file, output, method=method, budget=None if free else BUDGET) == 0
+    report = report_of(output)
+    assert report["method"] == method
+    assert report["score"] == ({"exp": 2.0, "eps": 1.0} if method in D3_METHODS else None)
+    model = trained[0].model
+    again = put_in(base(tiny_model).model, output / "selected.safetensors")
+    for (name, param), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(param.cpu(), other), name
+    before = dict(base(tiny_model).model.named_parameters())
+    body = {name: param for name, param in model.named_parameters() if name not in HEAD}
+    changed = {name: int((param != before[name]).sum()) for name, param in body.items()}
+    saved = load_file(output / "selected.safetensors")
+    assert set(saved) >= HEAD
+    if method == "full":
+        assert sum(changed.values()) > 0.5 * sum(param.numel() for param in body.values())
+    elif method == "bitfit":
+        assert {name for name, count in changed.items() if count} <= {name for name in body if "bias" in name}
+        assert report["selected"] == sum(p.numel() for name, p in body.items() if name.endswith("bias"))
+    elif method == "d3-repeat":
+        assert BUDGET <= sum(changed.values()) <= 6 * BUDGET
+    else:
+        assert report["selected"] == BUDGET
+        assert sum(report["selected_per_step"]) == BUDGET
+        assert sum(len(value) for name, value in saved.items() if name.endswith(".indices")) == BUDGET
+        assert 0 < sum(changed.values()) <= BUDGET
+    if method in GROWING:
+        assert report["selected_per_step"] == [BUDGET // 6] * 6
+    with safe_open(output / "selected.safetensors", "pt") as file:
+        assert file.metadata()["method"] == method
+
+
+def selected_by(output):
+    saved = load_file(output / "selected.safetensors")
+    return {(name, int(i)) for name, found in saved.items() if name.endswith(".indices") for i in found}
+
+
+def test_random_follows_the_seed(tiny_model, review_file, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train(tiny_model, review_file, tmp_path / name, method="random", seed=seed, steps=1) == 0
+    first, same, other = (selected_by(tmp_path / name) for name in "abc")
+    assert first == same
+    assert len(first & other) < 0.2 * BUDGET
+
+
+@pytest.mark.parametrize("kind", ["label", "expected"])
+def test_fish_scores_are_of_the_training_rows(kind, tiny_model, review_file, tmp_path, monkeypatch, capsys):
+    """Exactly the scalars with the largest Fisher information on the drawn rows."""
+    seen = []
+    scores = making.fisher_scores
+
+    def spy(model, loader, samples, sample_type):
+        seen.append((samples, sample_type, scores(model, loader, samples, sample_type)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(making, "fisher_scores", spy)
+    output = tmp_path / "out"
+    more = ["--fish-samples", "24", "--fish-type", kind]
+    assert train(tiny_model, review_file, output, *more, method="fish") == 0
+    samples, sample_type, found = seen[0]
+    assert (samples, sample_type) == (24, kind)
+    body = [
+        (value, name, i)
+        for name, score in found.items()
+        if name not in HEAD
+        for i, value in enumerate(score.flatten().tolist())
+    ]
+    best = {(f"{name}.indices", i) for _, name, i in sorted(body, key=lambda entry: -entry[0])[:BUDGET]}
+    assert selected_by(output) == best
+    assert report_of(output)["options"]["fish_samples"] == 24
+
+
+def test_diff_warms_up_for_a_tenth_of_the_steps(tiny_model, review_file, tmp_path):
+    assert train(tiny_model, review_file, tmp_path / "a", method="diff", steps=20) == 0
+    report = report_of(tmp_path / "a")
+    assert report["options"]["diff_warmup"] == 2
+    assert train(tiny_model, review_file, tmp_path / "b", method="diff", steps=20, diff_warmup=5) == 0
+    assert report_of(tmp_path / "b")["options"]["diff_warmup"] == 5
+    assert selected_by(tmp_path / "a") != selected_by(tmp_path / "b")
+
+
+def test_scope_by_tensor(tiny_model, review_file, tmp_path):
+    """Each tensor has a part of the budget in proportion to its size."""
+    assert train(tiny_model, review_file, tmp_path / "out", scope="tensor", budget=0.1) == 0
+    saved = load_file(tmp_path / "out" / "selected.safetensors")
+    params = {name: p for name, p in base(tiny_model).model.named_parameters() if name not in HEAD}
+    for name, param in params.items():
+        if param.grad is None and "embeddings" in name:
+            continue  # words that no text has are not selectable
+        assert abs(len(saved.get(f"{name}.indices", ())) - 0.1 * param.numel()) <= 1, name
+
+
+def test_patterns(tiny_model, review_file, tmp_path):
+    output = tmp_path / "out"
+    more = ["--train-fully", "LayerNorm.bias", "--exclude", "*.embeddings.*", "pooler", "--weight-decay", "0.1"]
+    assert train(tiny_model, review_file, output, *more) == 1 * 2  # one of them is in both: which is meant?
+    more[1] = "encoder.layer.1.output.LayerNorm.bias"
+    assert train(tiny_model, review_file, output, *more) == 0
+    saved, report = load_file(output / "selected.safetensors"), report_of(output)
+    whole = HEAD | {"bert.encoder.layer.1.output.LayerNorm.bias"}
+    assert set(report["whole_parameters"]) == whole
+    assert whole <= set(saved)
+    assert not [name for name in saved if "embeddings" in name or "pooler" in name]
+    assert report["trained_whole"] == 66 + 32
+    assert report["selected"] == BUDGET
+
+
+# what is given besides a good run, and what the message says
+REFUSED = {
+    "budget for bitfit": (["--method", "bitfit", "--budget", "5"], "--budget: expected --method d3-repeat or"),
+    "budget for full": (["--method", "full", "--budget", "5"], "with it, got full"),
+    "scope for full": (["--method", "full", "--scope", "tensor"], "--scope: expected --method "),
+    "exp for pafi": (["--method", "pafi", "--score-exp", "1"], "--score-exp: expected --method d3-repeat or"),
+    "eps for random": (["--method", "random", "--score-eps", "1"], "--score-eps: expected --method d3-repeat"),
+    "fish samples": (["--fish-samples", "5"], "--fish-samples: expected --method fish with it, got id3"),
+    "fish type": (["--fish-type", "label"], "--fish-type: expected --method fish with it, got id3"),
+    "warm-up": (["--diff-warmup", "5"], "--diff-warmup: expected --method diff with it, got id3"),
+    "long warm-up": (["--method", "diff", "--diff-warmup", "6"], "--diff-warmup 6: expected fewer than the 6 steps"),
+    "static sizes": (["--method", "pafi", "--save-at", "0.5"], "--save-at: expected --method gradient or id3 or"),
+    "pattern": (["--exclude", "nothing.like.it"], "--exclude: expected patterns that fit a parameter, got 'nothing"),
+    "whole pattern": (["--train-fully", "x"], "--train-fully: expected patterns that fit a parameter, got 'x'"),
+    "nothing left": (["--exclude", "bert"], "expected parameters to select from"),
+    "budget beyond patterns": (["--exclude", "encoder", "embeddings", "--budget", "9999"], "expected 1 to 1056 "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, tiny_model, review_file, tmp_path, capsys):
+    more, message = REFUSED[name]
+    assert train(tiny_model, review_file, tmp_path / "out", *more, budget=None) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("selective-peft: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [["--method", "magic"], ["--fish-samples", "0"], ["--scope", "layer"]])
+def test_usage(given, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--model", "m", "--data", "d.csv", "--output", "o", *given])
+    assert caught.value.code == 2
+    assert given[0] in capsys.readouterr().err
+
+
+def test_the_list_of_methods(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    for name, line in methods().items():
+        row = next(row for row in printed.splitlines() if name in row.split())
+        assert line in row
+
+
+def test_full_needs_no_list_of_offsets(tiny_model, review_file, tmp_path):
+    """Whole tensors under their own names."""
+    assert train(tiny_model, review_file, tmp_path / "out", method="full", budget=None) == 0
+    saved = load_file(tmp_path / "out" / "selected.safetensors")
+    assert set(saved) == {name for name, _ in base(tiny_model).model.named_parameters()}
+
+
+def test_changed_bits_are_found():
+    """-0 is another value than 0, and what is not selected any more may have changed."""
+    from selective_peft import SelectiveAdamW
+
+    layer = torch.nn.Linear(3, 2, bias=False)
+    first = {"weight": torch.zeros(2, 3)}
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.0, -0.0, 1.0], [0.0, 0.0, 0.0]]))
+    optimizer = SelectiveAdamW(layer.named_parameters(), budget=1, total_steps=1)
+    saved = results.selected_values(layer, optimizer, frozenset(), first)
+    assert saved["weight.indices"].tolist() == [1, 2]
+    assert saved["weight.values"].tolist() == [-0.0, 1.0]
