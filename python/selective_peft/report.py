@@ -22,7 +22,7 @@ def draw(
     history: Sequence[Mapping[str, float]],
     metric: str,
     before: float,
-    baseline: float,
+    baseline: float | None,
     selected_per_step: Sequence[int],
     where: Mapping[str, Mapping[str, int]],
 ) -> None:
@@ -32,7 +32,7 @@ def draw(
         title: above all panels.
         history: the Trainer's log.
         metric: which one to draw; without "eval_".
-        before, baseline: its values without training and for a constant answer.
+        before, baseline: its values without training and for a constant answer, None where there is none.
         selected_per_step: scalars selected in each step.
         where: module -> layer -> selected scalars.
     """
@@ -65,11 +65,14 @@ def _loss(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
     style_steps(axes, "Loss")
 
 
-def _quality(axes: Axes, history: Sequence[Mapping[str, float]], metric: str, before: float, baseline: float) -> None:
+def _quality(
+    axes: Axes, history: Sequence[Mapping[str, float]], metric: str, before: float, baseline: float | None
+) -> None:
     steps, values = _series(history, f"eval_{metric}")
     axes.plot([0, *steps], [before, *values], color=ORANGE, marker="o", markersize=4, label="fine-tuned")
-    axes.axhline(baseline, color=GREY, linestyle=":", label="constant answer")
-    axes.legend(frameon=False)
+    if baseline is not None:
+        axes.axhline(baseline, color=GREY, linestyle=":", label="constant answer")
+        axes.legend(frameon=False)
     style_steps(axes, f"{metric.replace('_', ' ').capitalize()} on the evaluation part")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 
 from selective_peft import SelectiveAdamW
 from selective_peft.errors import InputError
+from selective_peft.naming import count_by_place, places
 
 FORMAT = "selective-peft values"
 VERSION = "1"
-LAYER = re.compile(r"\.(\d+)\.")
+PEFT_PREFIX = "base_model.model."  # before the names of a model inside a PEFT model
 
 
 def check_output(folder: Path) -> None:
@@ -136,19 +136,12 @@ def write_values(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 def where(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, dict[str, int]]:
     """Where the budget went: module -> layer -> selected scalars; all that is trained if nothing is selected from.
 
-    The layer is the first number in a parameter's name, "" without one; the module is what follows it, without
-    ".weight" or ".bias".
+    See `naming.places` for what module and layer are.
     """
     counts = {name: len(indices) for name, _, indices in selective(model, optimizer)}
     if not counts:
         known = {id(param) for group in optimizer.param_groups for param in group["params"]}
         counts = {name: param.numel() for name, param in model.named_parameters() if id(param) in known}
-    found: dict[str, dict[str, int]] = {}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # of transformers: what all names begin with
-    for name, count in counts.items():
-        match = LAYER.search(name)
-        layer, module = (match[1], name[match.end() :]) if match else ("", name.removeprefix(prefix))
-        module = module.rpartition(".")[0] or module
-        layers = found.setdefault(module, {})
-        layers[layer] = layers.get(layer, 0) + count
-    return found
+    wrapped = PEFT_PREFIX if all(name.startswith(PEFT_PREFIX) for name in counts) else ""
+    prefix = f"{wrapped}{getattr(model, 'base_model_prefix', '')}."  # of transformers: what all names begin with
+    return count_by_place(places(counts, prefix), list(counts.values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import statistics
 from collections.abc import Callable
@@ -17,8 +16,9 @@ import transformers
 from rich.table import Table
 
 import selective_kernels
-from selective_peft import SelectiveAdamW, hf, plots, results
+from selective_peft import SelectiveAdamW, hf, results
 from selective_peft.metrics import Measure
+from selective_peft.report import draw
 from selective_peft.sizes import Size
 
 
@@ -93,14 +93,14 @@ def picture(options: argparse.Namespace, found: dict[str, Any], measure: Measure
     """Draws report.png from the report."""
     metric = measure.names[0]
     return partial(
-        plots.draw,
+        draw,
         title=f"{Path(options.model).name or options.model} on {options.data.name}: {options.method}"
         f"{'' if options.base == 'full' else f' on {options.base}'}, "
         f"{found['selected']:,} of {found['scalars']:,} scalars",
         history=found["history"],
         metric=metric,
         before=found["metrics"]["not_fine_tuned"][metric],
-        baseline=found["metrics"].get("constant_answer", {}).get(metric, math.nan),
+        baseline=found["metrics"].get("constant_answer", {}).get(metric),
         selected_per_step=found["selected_per_step"],
         where=found["budget_by_module_and_layer"],
     )
