@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,11 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     groups = making.groups_of(loaded, options)
     leaked = announce(console, options, parts, loaded.model, steps)
     scores = making.fish(loaded, rows, task.collator(loaded), options) if options.method == "fish" else None
-    optimizer = making.make_optimizer(groups, options, steps, scores)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        optimizer = making.make_optimizer(groups, options, steps, scores)
+    for warning in told:
+        console.print(f"[yellow]{warning.message}[/yellow]", highlight=False)
     whole, first = making.whole_names(groups), making.first_values(groups, options)
     return Prepared(task, parts, loaded, rows, held_out, steps, optimizer, whole, first, leaked)
 
