@@ -81,6 +81,18 @@ def test_token_from_csv_is_the_same(models, tmp_path):
     assert reports[0] == reports[1]
 
 
+def test_a_head_for_tags_is_kept(models, tmp_path):
+    """In its own order, and selective as all else."""
+    classes = ["O", "B-PER", "B-LOC"]
+    loaded = loading.load(str(models["bert"]), 0, classes, loading.TOKEN)
+    for part in (loaded.model, loaded.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    file = write_jsonl(tmp_path / "a.jsonl", tagged(40))
+    assert train(tmp_path / "model", file, tmp_path / "out", "--task", "token") == 0
+    assert report_of(tmp_path / "out")["classes"] == classes
+    assert report_of(tmp_path / "out")["trained_whole"] == 0
+
+
 def greedy(loaded, task, prompt, length):
     """What greedy decoding writes, as tokens."""
     begin = loaded.tokenizer(prompt, return_tensors="pt")

@@ -1,0 +1,98 @@
+"""The output folder: all of it or nothing; and where the budget went, for models inside PEFT models, too."""
+
+import pytest
+import torch
+from selective_peft import SelectiveAdamW, results
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+def folder(path):
+    (path / "deeper").mkdir(parents=True)
+    (path / "deeper" / "file").write_text("x")
+
+
+def test_a_new_folder_appears_at_once(tmp_path):
+    target = tmp_path / "out"
+    with results.Output(target) as output:
+        staged = output.write("a.txt", text("first"))
+        output.write("adapter", folder)
+        assert staged.read_text() == "first"
+        assert not target.exists()
+        output.publish()
+    assert (target / "a.txt").read_text() == "first"
+    assert (target / "adapter" / "deeper" / "file").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [target, *target.rglob("*")]}
+    assert modes == {"out": 0o755, "a.txt": 0o644, "adapter": 0o755, "deeper": 0o755, "file": 0o644}
+
+
+def test_an_empty_folder_is_filled_not_replaced(tmp_path):
+    """It may be a mount."""
+    target = tmp_path / "out"
+    target.mkdir()
+    number = target.stat().st_ino
+    with results.Output(target) as output:
+        output.write("a.txt", text("first"))
+        output.write("adapter", folder)
+        output.publish()
+    assert target.stat().st_ino == number
+    assert sorted(path.name for path in target.iterdir()) == ["a.txt", "adapter"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_nothing_is_left_after_an_error(error, exists, tmp_path):
+    target = tmp_path / "out"
+    if exists:
+        target.mkdir()
+
+    def fail(path):
+        path.write_text("half")
+        raise error
+
+    with pytest.raises(error), results.Output(target) as output:
+        output.write("a.txt", fail)
+    assert list(tmp_path.rglob("*")) == ([target] if exists else [])
+
+
+def test_nothing_is_made_before_something_is_written(tmp_path):
+    with results.Output(tmp_path / "out"):
+        assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def stepped(model, groups, **more):
+    optimizer = SelectiveAdamW(groups, total_steps=1, **more)
+    for number, param in enumerate(model.parameters()):
+        param.grad = torch.full_like(param, 100.0**number)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "base_model.model.bert."])
+def test_where_the_budget_went(prefix):
+    """The model's own prefix is left out, and what PEFT puts before it."""
+    layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+    words = torch.nn.Embedding(3, 2)
+    model = torch.nn.Module()
+    inner = model
+    for part in prefix.strip(".").split("."):
+        inner.add_module(part, torch.nn.Module())
+        inner = inner.get_submodule(part)
+    inner.add_module("words", words)
+    inner.add_module("layer", layers)
+    model.base_model_prefix = "bert"
+    optimizer = stepped(model, model.named_parameters(), budget=5)
+    counts = results.where(model, optimizer)
+    assert sum(sum(by_layer.values()) for by_layer in counts.values()) == 5
+    assert counts["words"] == {"": 0}
+    assert counts["layer.*"] == {"0": 1, "1": 4}
+
+
+def test_where_all_is_trained():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    optimizer = stepped(model, [{"params": list(model.named_parameters()), "selective": False}], method="full")
+    assert sum(results.where(model, optimizer)["0"].values()) == 8
