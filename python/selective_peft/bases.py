@@ -43,7 +43,7 @@ def settle_base(options: argparse.Namespace) -> None:
     """
     settle(options, "base", BASE_OPTIONS)
     if options.base == "lora" and options.lora_alpha is None:
-        options.lora_alpha = 2.0 * options.rank
+        options.lora_alpha = 2 * options.rank
 
 
 def _full(loaded: Loaded, _: argparse.Namespace, __: str) -> Loaded:
