@@ -25,7 +25,7 @@ example:
     --text-column text --label-column category --budget 0.5% --output reviews-tuned
 
 The new head of the model is trained whole; the budget is spent on the rest. The
-output folder gets metrics.json, report.png and selected.safetensors, which holds
+output folder gets metrics.json, pictures and selected.safetensors, which holds
 <parameter>.indices, <parameter>.values and the head; and an adapter, if --base is
 one. It appears when training is done, or not at all."""
 PROFILE = """\

@@ -13,7 +13,7 @@ from selective_peft.encoding import Rows
 from selective_peft.errors import InputError, first_line
 from selective_peft.fisher import fisher_scores
 from selective_peft.groups import selective_param_groups
-from selective_peft.loading import Loaded
+from selective_peft.loading import Kind, Loaded, load
 from selective_peft.methods import METHODS
 from selective_peft.options import BUDGETED, D3_METHODS, METHOD_OPTIONS, settle
 
@@ -35,7 +35,7 @@ def settle_warmup(options: argparse.Namespace, steps: int) -> None:
     Raises:
         InputError: no steps are left after it.
     """
-    if options.method == "diff":
+    if options.method == "diff" and options.diff_tuned is None:
         if options.diff_warmup is None:
             options.diff_warmup = max(1, round(0.1 * steps))
         if options.diff_warmup >= steps:
@@ -102,21 +102,39 @@ def fish(loaded: Loaded, rows: Rows, collator: Collator, options: argparse.Names
         raise RuntimeError(first_line(error)) from error
 
 
-def method_kwargs(options: argparse.Namespace, scores: dict[str, torch.Tensor] | None) -> dict[str, Any]:
+def tuned(options: argparse.Namespace, classes: list[str] | None, kind: Kind) -> dict[str, torch.Tensor]:
+    """The values of the model that --diff-tuned names.
+
+    Raises:
+        InputError: it does not load, or the run is not on the model's own weights.
+    """
+    if options.base != "full":
+        raise InputError(f"--diff-tuned {options.diff_tuned}: expected --base full with it, got {options.base}")
+    try:
+        model = load(options.diff_tuned, options.seed, classes, kind).model
+    except InputError as error:
+        raise InputError(str(error).replace("--model", "--diff-tuned", 1)) from error
+    return {name: param.detach() for name, param in model.named_parameters()}
+
+
+def method_kwargs(options: argparse.Namespace, tensors: dict[str, torch.Tensor] | None) -> dict[str, Any]:
     """What the method is told besides its name."""
     if options.method in D3_METHODS:
         return {"exp": options.score_exp, "eps": options.score_eps}
     return {
         "random": {"seed": options.seed},
-        "fish": {"scores": scores},
-        "diff": {"warmup_steps": options.diff_warmup},
+        "fish": {"scores": tensors},
+        "diff": {"warmup_steps": options.diff_warmup} if tensors is None else {"tuned": tensors},
     }.get(options.method, {})
 
 
 def make_optimizer(
-    groups: list[dict[str, Any]], options: argparse.Namespace, steps: int, scores: dict[str, torch.Tensor] | None = None
+    groups: list[dict[str, Any]],
+    options: argparse.Namespace,
+    steps: int,
+    tensors: dict[str, torch.Tensor] | None = None,
 ) -> SelectiveAdamW:
-    """The optimizer that the options describe.
+    """The optimizer that the options describe; `tensors` are the Fisher scores or the tuned values.
 
     Raises:
         InputError: an impossible budget or another argument that the optimizer refuses.
@@ -129,7 +147,7 @@ def make_optimizer(
             weight_decay=options.weight_decay,
             total_steps=steps,
             method=options.method,
-            method_kwargs=method_kwargs(options, scores),
+            method_kwargs=method_kwargs(options, tensors),
             schedule=options.schedule,
             select_every=options.select_every,
             bias_correction=options.bias_correction,

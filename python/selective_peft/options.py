@@ -28,6 +28,7 @@ METHOD_OPTIONS: Own = {
     "fish_samples": (("fish",), 1024),
     "fish_type": (("fish",), "label"),
     "diff_warmup": (("diff",), None),
+    "diff_tuned": (("diff",), None),
 }
 ADAPTERS = ("pfeiffer", "houlsby")
 BASE_OPTIONS: Own = {
@@ -176,7 +177,9 @@ def _method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fish-type", choices=("label", "expected"), help="fish: the row's label, or the model's (label)"
     )
-    group.add_argument("--diff-warmup", type=COUNT, metavar="STEPS", help="dense steps of diff (10 %% of the steps)")
+    other = group.add_mutually_exclusive_group()
+    other.add_argument("--diff-warmup", type=COUNT, metavar="STEPS", help="dense steps of diff (10 %% of the steps)")
+    other.add_argument("--diff-tuned", metavar="MODEL", help="or a tuned model: diff ranks by the difference to it")
     group.add_argument("--scope", choices=("global", "tensor"), help="one budget, or a part for each tensor (global)")
     group.add_argument(
         "--train-fully", nargs="+", default=[], metavar="PATTERN", help="parameters to train whole, beside the budget"

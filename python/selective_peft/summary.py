@@ -16,10 +16,12 @@ import transformers
 from rich.table import Table
 
 import selective_kernels
-from selective_peft import SelectiveAdamW, hf, results
+from selective_peft import SelectiveAdamW, hf, plots, results
+from selective_peft.methods import METHODS
 from selective_peft.metrics import Measure
 from selective_peft.report import draw
 from selective_peft.sizes import Size
+from selective_peft.updates import Updates
 
 
 def public(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,6 +106,15 @@ def picture(options: argparse.Namespace, found: dict[str, Any], measure: Measure
         selected_per_step=found["selected_per_step"],
         where=found["budget_by_module_and_layer"],
     )
+
+
+def analyses(options: argparse.Namespace, optimizer: SelectiveAdamW) -> dict[str, Callable[[Path], None]]:
+    """The paper's pictures of a growing or static selection; nothing for methods that remember none."""
+    if METHODS[options.method].whole or METHODS[options.method].strategy == "repeat" or not optimizer.num_selected:
+        return {}
+    title = f"{Path(options.model).name or options.model}: {options.method}, {optimizer.num_selected:,} scalars"
+    updates = Updates.from_optimizer(optimizer)
+    return {"analyses.png": lambda path: plots.overview(path, updates, title=title)}
 
 
 def table(found: dict[str, Any], measure: Measure) -> Table:

@@ -125,10 +125,14 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     groups = making.groups_of(loaded, options)
     leaked = announce(console, options, parts, loaded.model, steps)
-    scores = making.fish(loaded, rows, task.collator(loaded), options) if options.method == "fish" else None
+    tensors = None
+    if options.method == "fish":
+        tensors = making.fish(loaded, rows, task.collator(loaded), options)
+    elif options.diff_tuned is not None:
+        tensors = making.tuned(options, parts.classes, task.kind)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        optimizer = making.make_optimizer(groups, options, steps, scores)
+        optimizer = making.make_optimizer(groups, options, steps, tensors)
     for warning in told:
         console.print(f"[yellow]{warning.message}[/yellow]", highlight=False)
     whole, first = making.whole_names(groups), making.first_values(groups, options)
@@ -179,6 +183,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "metrics.json": lambda path: results.write_json(path, report),
             "selected.safetensors": lambda path: results.write_values(path, values, about),
             "report.png": summary.picture(options, report, measure),
+            **summary.analyses(options, optimizer),
             **BASES[options.base].files(made.loaded, options),
         }
         for name, write in files.items():

@@ -108,6 +108,38 @@ def test_fish_scores_are_of_the_training_rows(kind, tiny_model, review_file, tmp
     assert report_of(output)["options"]["fish_samples"] == 24
 
 
+def test_diff_from_a_tuned_model(tiny_model, review_file, tmp_path, monkeypatch):
+    """Just the scalars that differ most from the tuned model are trained."""
+    model = base(tiny_model).model
+    generator = torch.Generator().manual_seed(0)
+    changed = {}
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if name not in HEAD:
+                mask = torch.rand(param.shape, generator=generator) < 0.02
+                param[mask] += 1.0
+                changed[name] = mask
+    tuned = tmp_path / "tuned"
+    model.save_pretrained(tuned)
+    base(tiny_model).tokenizer.save_pretrained(tuned)
+    count = sum(int(mask.sum()) for mask in changed.values())
+    output = tmp_path / "out"
+    assert train(tiny_model, review_file, output, method="diff", budget=count, diff_tuned=str(tuned)) == 0
+    saved = load_file(output / "selected.safetensors")
+    for name, mask in changed.items():
+        found = saved.get(f"{name}.indices", torch.zeros(0))
+        assert found.tolist() == mask.reshape(-1).nonzero().reshape(-1).tolist(), name
+    assert report_of(output)["options"]["diff_tuned"] == str(tuned)
+
+
+def test_diff_refuses_what_is_no_tuned_model(tiny_model, review_file, tmp_path, capsys):
+    missing = str(tmp_path / "none")
+    assert train(tiny_model, review_file, tmp_path / "a", method="diff", diff_tuned=missing) == 2
+    assert f"--diff-tuned {missing}: cannot be loaded" in capsys.readouterr().err
+    assert train(tiny_model, review_file, tmp_path / "b", method="diff", diff_tuned=str(tiny_model), base="lora") == 2
+    assert "expected --base full with it, got lora" in capsys.readouterr().err
+
+
 def test_diff_warms_up_for_a_tenth_of_the_steps(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, tmp_path / "a", method="diff", steps=20) == 0
     report = report_of(tmp_path / "a")

@@ -64,14 +64,8 @@ class Repeat(Oracle):
             mask.zero_()
         return super().select(grads)
 
-    def update_dense(self, grads, clip):
-        before = [value.detach().clone() for value in self.values]
-        for value, grad, mask in zip(self.values, grads, self.masks, strict=True):
-            value.grad = None if grad is None else torch.where(mask, grad.float() * clip, torch.zeros(()))
-        self.dense.step()
-        with torch.no_grad():
-            for value, old, mask in zip(self.values, before, self.masks, strict=True):
-                value[~mask] = old[~mask]
+    def forget(self, value, mask):
+        """Moments go on for all scalars."""
 
     def visible(self, i):
         return self.values[i].detach()

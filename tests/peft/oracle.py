@@ -160,9 +160,13 @@ class Oracle:
         with torch.no_grad():
             for value, old, mask in zip(self.values, before, self.masks, strict=True):
                 value[~mask] = old[~mask]
-                for name, moment in self.dense.state[value].items():
-                    if name != "step" and moment is not None:
-                        moment[~mask] = 0.0
+                self.forget(value, mask)
+
+    def forget(self, value, mask):
+        """What is not selected has no moments, whatever weight decay did to them."""
+        for name, moment in self.dense.state[value].items():
+            if name != "step" and moment is not None:
+                moment[~mask] = 0.0
 
     def update_cohorts(self, new, grads, clip):
         """The entries selected in one step form a cohort with a torch optimizer of its own, whose steps are ages."""

@@ -34,7 +34,7 @@ REFUSED = [
     ({"method": "diff", "method_kwargs": {"warmup_steps": 0}}, r"warmup_steps: expected an integer >= 1, got 0"),
     ({"method": "bitfit"}, r"budget: expected None with method='bitfit', which takes no budget, got 300"),
     ({"method": "full"}, r"budget: expected None with method='full'"),
-    ({"method": "bitfit", "budget": None}, r"method: expected named parameters with biases among them for .bitfit., got .*layer"),
+    ({"method": "bitfit", "budget": None}, r"method: expected named parameters with biases .*, got .*layer"),
     ({"budget": 10**6}, r"budget: expected 1 to 4466 scalars.*; there are: .*layer.*scalars"),
 ]  # fmt: skip
 
