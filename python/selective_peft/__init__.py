@@ -1,5 +1,6 @@
 """Selective fine-tuning: drop-in optimizers that train a chosen few scalars of a model."""
 
+from selective_peft.fisher import fisher_scores
 from selective_peft.groups import selective_param_groups
 from selective_peft.methods import methods
 from selective_peft.optim import SelectiveAdam, SelectiveAdamW, SelectiveSGD
@@ -17,6 +18,7 @@ __all__ = [
     "SelectiveSGD",
     "SmallestMagnitude",
     "Snip",
+    "fisher_scores",
     "methods",
     "selective",
     "selective_param_groups",
