@@ -80,16 +80,18 @@ def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: 
     count, n_tensors, device = update.index.count, len(update.table), update.table.device
     check_index(update.index, update.table.numels, update.table.device)
     check_numbers(update.tensors, n_tensors)
-    if len(update.group_of) != n_tensors or not all(0 <= group < n_groups for group in update.group_of):
+    groups, steps = update.group_of, update.steps
+    if len(groups) != n_tensors or (n_tensors and not 0 <= min(groups) <= max(groups) < n_groups):
         raise ValueError(f"group_of: expected {n_tensors} numbers below {n_groups}, got {list(update.group_of)}")
-    if len(update.steps) != n_tensors or any(update.steps[i] < 1 for i in update.tensors):
+    if len(steps) != n_tensors or min(map(steps.__getitem__, update.tensors), default=1) < 1:
         raise ValueError(
             f"steps: expected {n_tensors} numbers, at least 1 for the tensors with a gradient, got {list(update.steps)}"
         )
     for name, array in {"grads": update.grads, "master": update.master, **arrays}.items():
         if array is not None:
             check_entries(array, torch.float32, count, device, name)
-    if update.master is None and any(update.table.params[i].dtype != torch.float32 for i in update.tensors):
+    table = update.table
+    if update.master is None and not table.float32_only and any(table.dtypes[i].itemsize == 2 for i in update.tensors):
         raise ValueError("master: expected fp32 copies for 16-bit parameters, got None")
     if update.ages is not None:
         check_entries(update.ages.chosen, torch.int32, count, device, "ages.chosen")

@@ -34,6 +34,7 @@ class Table:
         self.device = devices.pop() if devices else torch.device("cpu")  # fixed: see `unchanged`
         self.numels = [param.numel() for param in self.params]
         self.dtypes = [param.dtype for param in self.params]
+        self.float32_only = all(dtype is torch.float32 for dtype in self.dtypes)
         self._shapes = [param.shape for param in self.params]
         self._fixed = array("q", bytes(8 * COLUMNS * len(self.params)))
         self._fixed[2::COLUMNS] = array("q", self.numels)
