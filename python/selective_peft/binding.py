@@ -32,8 +32,10 @@ class BoundOptimizer(Optimizer):
         self._table: Table | None = None
         self._schedule: Tensor | None = None
         self._warned = False
+        self._complete = False  # all groups of the constructor are there
         super().__init__(params, {**defaults, "selective": not settings.whole})
-        self._check_params()
+        self._complete = True
+        self._check_params([])
         self._final_budget()
 
     @abstractmethod
@@ -61,6 +63,10 @@ class BoundOptimizer(Optimizer):
         if self._settings.whole and with_defaults["selective"]:
             raise ValueError("selective: expected False with method='full', which trains every group whole, got True")
         self._check_group(with_defaults)
+        if self._complete and with_defaults["selective"]:
+            place = f"param_groups[{len(self.param_groups)}]['params']"
+            items = enumerate(group["params"])
+            self._check_params([item if isinstance(item, tuple) else (f"{place}[{i}]", item) for i, item in items])
         super().add_param_group(group)
 
     # ------------------------------------------------------------------ what was selected
@@ -128,10 +134,11 @@ class BoundOptimizer(Optimizer):
         pairs = zip(table.names, table.params, strict=True)
         return [i for i, (name, param) in enumerate(pairs) if self._is_eligible(name, param)]
 
-    def _check_params(self) -> None:
+    def _check_params(self, added: list[tuple[str, Tensor]]) -> None:
+        """Raises ValueError if the score cannot score the parameters there are, and those to be added."""
         check = getattr(self._settings.score, "check_params", None)
         if check is not None:
-            check(self._named())
+            check([*self._named(), *added])
 
     def _final_budget(self, fixed: int | None = None) -> int:
         """The budget in scalars; `fixed` replaces the settings' one. Raises ValueError for more than there are."""

@@ -77,5 +77,5 @@ class ResumableOptimizer(BoundOptimizer):
         self._use_extra(extra)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_settings", "_selection", "_schedule", "_warned", "_table"}
+        own = {"_settings", "_selection", "_schedule", "_warned", "_table", "_complete"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}

@@ -45,6 +45,16 @@ def test_bad_arguments_are_refused(options, message):
         make(**options)
 
 
+def test_a_later_group_needs_scores_too():
+    scores = {name: torch.ones(shape) for name, shape in zip(NAMES, SHAPES, strict=True)}
+    opt = make(method="fish", method_kwargs={"scores": scores})
+    late = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"scores: expected a tensor for each .*none for 'late'"):
+        opt.add_param_group({"params": [("late", late)]})
+    assert len(opt.param_groups) == 1
+    opt.add_param_group({"params": [("late", late)], "selective": False})
+
+
 def test_scores_of_another_shape_are_refused():
     scores = {name: torch.ones(3) for name in NAMES}
     with pytest.raises(ValueError, match=r"scores: expected shape \(5, 7\) for 'layer\.0\.weight', got \(3,\)"):
