@@ -49,7 +49,7 @@ def test_each_file_is_the_model_as_it_was(method, tiny_model, review_file, tmp_p
     output = tmp_path / "out"
     assert train(tiny_model, review_file, output, "--save-at", SHARES, steps=8, budget=200, method=method) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["metrics.json", "report.png", "selected.safetensors", *FILES]
+        ["analyses.png", "metrics.json", "report.png", "selected.safetensors", *FILES]
     )
     saved = report_of(output)["saved"]
     assert [entry["file"] for entry in saved] == FILES

@@ -57,7 +57,8 @@ def test_classification_files_hold_what_was_trained(tiny_model, review_file, tmp
     held_out = write_csv(tmp_path / "eval.csv", reviews(40, seed=1))
     output = tmp_path / "out"
     assert train(tiny_model, review_file, output, "--eval-data", held_out, "--steps", STEPS) == 0
-    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "report.png", "selected.safetensors"]
+    written = ["analyses.png", "metrics.json", "report.png", "selected.safetensors"]
+    assert sorted(path.name for path in output.iterdir()) == written
     report = json.loads((output / "metrics.json").read_text())
     examples, classes = data.read_examples(held_out, files.Columns("text", "label"))
     assert report["classes"] == classes == ["fresh", "rotten"]
