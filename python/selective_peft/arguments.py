@@ -108,6 +108,11 @@ def make_settings(
     _one_of("backend", backend, ("auto", *dispatch.BACKENDS))
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm: expected None or a number > 0, got {max_grad_norm}")
+    if max_grad_norm is not None and choice.whole:
+        raise ValueError(
+            f"max_grad_norm: expected None with method={method!r}, which selects nothing to take the norm over "
+            f"(torch.nn.utils.clip_grad_norm_ does it), got {max_grad_norm}"
+        )
     settings = Settings(
         budget,
         total_steps,

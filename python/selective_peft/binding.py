@@ -63,6 +63,10 @@ class BoundOptimizer(Optimizer):
         if self._settings.whole and with_defaults["selective"]:
             raise ValueError("selective: expected False with method='full', which trains every group whole, got True")
         self._check_group(with_defaults)
+        if self._selection is not None and self._settings.budget is None and with_defaults["selective"]:
+            raise ValueError(
+                "params: expected all groups to select from before the first step of 'bitfit', got another one"
+            )
         if self._complete and with_defaults["selective"]:
             place = f"param_groups[{len(self.param_groups)}]['params']"
             items = enumerate(group["params"])
@@ -182,8 +186,14 @@ class BoundOptimizer(Optimizer):
     def _make_table(self) -> Table:
         return Table(self._selective_params(), self._selective_names())
 
-    def _make_selection(self, table: Table, schedule: Tensor) -> Selection:
-        moments: Sequence[str] = () if self._settings.repeats else self._moments
+    def _moments_of(self, groups: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+        """Names of the per-entry state that groups with these options need."""
+        return self._moments
+
+    def _make_selection(
+        self, table: Table, schedule: Tensor, groups: Sequence[Mapping[str, Any]] | None = None
+    ) -> Selection:
+        moments = () if self._settings.repeats else self._moments_of(self.param_groups if groups is None else groups)
         return Selection(table, int(schedule[-1]), moments)
 
     def _make_schedule(self, budget: int | None = None) -> Tensor:

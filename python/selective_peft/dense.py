@@ -30,13 +30,19 @@ def _prepare(params: Sequence[Tensor], state: State, moments: Sequence[str]) -> 
                 mine[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
 
 
+def _laid_out(grad: Tensor, param: Tensor) -> Tensor:
+    """The gradient with the parameter's strides: torch's fused update takes both in the order of memory."""
+    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+
+
 def dense_adam_(params: Sequence[Tensor], group: Mapping[str, Any], state: State, *, decoupled: bool) -> None:
     """torch's Adam (or AdamW, if `decoupled`) on parameters that have a gradient; keeps their first values."""
     _prepare(params, state, ("exp_avg", "exp_avg_sq"))
+    grads = [_laid_out(param.grad, param) for param in params if param.grad is not None]
     beta1, beta2 = group["betas"]
     adam(
         list(params),
-        [param.grad for param in params if param.grad is not None],
+        grads,
         [state[param]["exp_avg"] for param in params],
         [state[param]["exp_avg_sq"] for param in params],
         [],

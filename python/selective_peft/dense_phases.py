@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,8 @@ from selective_peft.tensor_scores import difference
 
 if TYPE_CHECKING:
     from selective_peft.optimizer import SelectiveOptimizer
+
+CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 def _refuse_float16(table: Table, what: str) -> None:
@@ -40,14 +43,38 @@ def warm_up(optimizer: SelectiveOptimizer, table: Table, selection: Selection, g
     table.check_grads(given.tensors, given.grads)
     if not _all_finite(given):
         return False
-    with_grad = [[p for p in group["params"] if p.grad is not None] for group in optimizer._groups(selective=True)]
-    for params, group in zip(with_grad, optimizer._groups(selective=True), strict=True):
+    clip = _clip_factor(optimizer._settings.max_grad_norm, given)
+    for group in optimizer._groups(selective=True):
+        params = [param for param in group["params"] if param.grad is not None]
         if params:
-            optimizer._update_dense(params, group)
+            grads = None if clip == 1.0 else [param.grad * clip for param in params]
+            _update_with(optimizer, params, group, grads)
     selection.warmup += 1
     if selection.warmup == optimizer._settings.warmup_steps:
         _select_changes(optimizer, table, selection)
     return True
+
+
+def _clip_factor(limit: float | None, given: Gradients) -> float:
+    """In the warm-up all scalars train, so the norm is over all gradients of the selective groups."""
+    if limit is None:
+        return 1.0
+    norm = math.sqrt(sum(float(torch.linalg.vector_norm(grad, dtype=torch.float64)) ** 2 for grad in given.grads))
+    return min(1.0, limit / (norm + CLIP_EPS))
+
+
+def _update_with(
+    optimizer: SelectiveOptimizer, params: list[Tensor], group: dict[str, object], grads: list[Tensor] | None
+) -> None:
+    """The dense update with other gradients than the parameters', which keep theirs (C8)."""
+    own = [param.grad for param in params]
+    try:
+        for param, grad in zip(params, own if grads is None else grads, strict=True):
+            param.grad = grad
+        optimizer._update_dense(params, group)
+    finally:
+        for param, grad in zip(params, own, strict=True):
+            param.grad = grad
 
 
 def _select_changes(optimizer: SelectiveOptimizer, table: Table, selection: Selection) -> None:
@@ -105,18 +132,12 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
 def _masked_update(
     optimizer: SelectiveOptimizer, params: list[Tensor], group: dict[str, object], entries: list[Tensor], clip: float
 ) -> None:
-    grads = [param.grad for param in params]
     before = [param.detach().clone() for param in params]
-    try:
-        for param, offsets in zip(params, entries, strict=True):
-            assert param.grad is not None
-            masked = torch.zeros_like(param)
-            masked.view(-1)[offsets] = param.grad.reshape(-1)[offsets] * clip
-            param.grad = masked
-        optimizer._update_dense(params, group)
-    finally:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
+    masked = [torch.zeros_like(param) for param in params]
+    for param, grad, offsets in zip(params, masked, entries, strict=True):
+        assert param.grad is not None
+        grad.view(-1)[offsets] = param.grad.reshape(-1)[offsets] * clip
+    _update_with(optimizer, params, group, masked)
     for param, old, offsets in zip(params, before, entries, strict=True):
         old.view(-1)[offsets] = param.detach().view(-1)[offsets]
         param.detach().copy_(old)

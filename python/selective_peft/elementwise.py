@@ -16,6 +16,7 @@ Make = Callable[[list[Parameter]], Optimizer]
 SUITED = "RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, Rprop, Adam, AdamW or SGD"
 # Vector and scalar code of torch's CPU kernels round differently by a bit or two.
 RELATIVE, ABSOLUTE = 1e-4, 1e-7
+PROBED_RATE = 0.05  # large enough to see what a step does to scalars of about 1
 
 
 @dataclass(frozen=True)
@@ -87,29 +88,26 @@ def advance(
         if entries.data_ptr() != values.data_ptr():
             values.copy_(entries.detach())
         for name, array in moments.items():
-            after = inner.state[entries][name]
-            if after.data_ptr() != array.data_ptr():
+            after = inner.state[entries].get(name)  # of some groups' options only
+            if after is not None and after.data_ptr() != array.data_ptr():
                 array.copy_(after)
     after = inner.state[pair]
     shared = {name: value for name, value in after.items() if not _is_moment(value, pair) and value is not None}
-    return Entry({name: float(after[name][0]) for name in moments}, shared)
+    kept = {name: after.get(name) for name in moments}
+    return Entry({name: 0.0 if value is None else float(value[0]) for name, value in kept.items()}, shared)
 
 
-@dataclass(frozen=True)
-class Probed:
-    """What was found out about an optimizer.
-
-    Attributes:
-        per_entry: names of its state with one item per scalar.
-        defaults: its arguments.
-    """
-
-    per_entry: tuple[str, ...]
-    defaults: dict[str, Any]
+def moments_of(make: Make) -> set[str]:
+    """Names of the state with one item per scalar that an optimizer keeps."""
+    param = Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    inner = make([param])
+    inner.step()
+    return {name for name, value in inner.state[param].items() if _is_moment(value, param)}
 
 
-def probe(optimizer: type[Optimizer], arguments: Mapping[str, Any]) -> Probed:
-    """Tries an optimizer on a few scalars: whole, one by one, and with one that joins late.
+def probe(optimizer: type[Optimizer], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Tries an optimizer on a few scalars: whole, one by one, and with one that joins late; returns its defaults.
 
     Raises:
         TypeError: not an optimizer class, or arguments that it does not take.
@@ -118,6 +116,11 @@ def probe(optimizer: type[Optimizer], arguments: Mapping[str, Any]) -> Probed:
     if not isinstance(optimizer, type) or not issubclass(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a class of torch optimizers, got {optimizer!r}")
     defaults = dict(optimizer([Parameter(torch.zeros(1))], **arguments).defaults)
+    if "lr" not in defaults:
+        raise ValueError(
+            f"optimizer: expected one with the argument lr, got {optimizer.__name__} with {list(defaults)}"
+        )
+    arguments = {**arguments, "lr": PROBED_RATE}
     grads = torch.tensor([[0.5, -2.0, 0.03], [-0.25, -1.0, 0.02], [0.7, 0.125, -0.04], [0.3, 0.5, 0.08]])
     start = torch.tensor([0.4, -0.3, 1.7])
     try:
@@ -135,7 +138,7 @@ def probe(optimizer: type[Optimizer], arguments: Mapping[str, Any]) -> Probed:
             f"optimizer: expected one that updates each scalar by its own gradients, such as {SUITED}; "
             f"{optimizer.__name__} fails on a vector ({str(error).strip().partition(chr(10))[0]})"
         ) from error
-    return Probed(names, defaults)
+    return defaults
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from torch import Tensor
 from selective_kernels import SparseIndex, Table, Update, gather_grads, square_sum
 from selective_kernels.optim import Ages
 from selective_peft import dense_phases
+from selective_peft.dense_phases import CLIP_EPS
 from selective_peft.gradients import check_dense_grads, nonfinite_names
 from selective_peft.resume import ResumableOptimizer
 from selective_peft.scores import describe_score, needs_grad
 from selective_peft.search import Gradients, find
 from selective_peft.selection import Selection
 from selective_peft.tensor_scores import Spent
-
-CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 class SelectiveOptimizer(ResumableOptimizer):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from selective_kernels import Table
 from selective_peft import checkpoint
 from selective_peft.binding import BoundOptimizer
 from selective_peft.dense import check_dense_state, restore_shared_
+from selective_peft.selection import Selection
+from selective_peft.tensor_scores import Spent
 
 
 class ResumableOptimizer(BoundOptimizer):
@@ -23,7 +24,7 @@ class ResumableOptimizer(BoundOptimizer):
         """Further state of a subclass: tensors and primitives."""
         return {}
 
-    def _check_extra(self, extra: Any, table: Table) -> Any:
+    def _check_extra(self, extra: Any, selection: Selection) -> Any:
         """What `_use_extra` needs, made of what `_pack_extra` gave; raises ValueError if it is damaged."""
         if extra != {}:
             raise ValueError(f"state_dict: extra: expected nothing for {type(self).__name__}, got {extra!r}")
@@ -31,6 +32,13 @@ class ResumableOptimizer(BoundOptimizer):
 
     def _use_extra(self, checked: Any) -> None:
         """Takes over further state."""
+
+    def _saved_groups(self, saved: Any) -> list[dict[str, Any]]:
+        """This optimizer's groups with the options of packed ones, which schedulers may have changed."""
+        if len(saved) != len(self.param_groups) or not all(isinstance(theirs, dict) for theirs in saved):
+            return self.param_groups  # refused by `check_groups`
+        known = [{name: value for name, value in theirs.items() if name in self.defaults} for theirs in saved]
+        return [{**mine, **theirs} for mine, theirs in zip(self.param_groups, known, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with everything about the selection in `["state"]["selective"]`: tensors and primitives."""
@@ -58,13 +66,19 @@ class ResumableOptimizer(BoundOptimizer):
             table = self._make_table()
             share = isinstance(self._settings.budget, float)  # fixed in the run's first step, so taken from there
             schedule = self._make_schedule(checkpoint.budget_of(packed) if share else None)
-            selection = self._make_selection(table, schedule)
+            selection = self._make_selection(table, schedule, self._saved_groups(state_dict["param_groups"]))
             dtypes = {name: array.dtype for name, array in selection.arrays.items()}
             checkpoint.check_values(packed, table, self._given_names(), schedule, dtypes)
-            extra = self._check_extra(packed["extra"], table)
+            extra = self._check_extra(packed["extra"], selection)
             checkpoint.unpack_(packed, selection)
         elif state:
             raise ValueError("state_dict: expected the item state['selective'], which is missing (truncated?)")
+        spent = selection is not None and schedule is not None and selection.count == int(schedule[-1])
+        if isinstance(self._settings.score, Spent) and not spent:
+            raise ValueError(
+                "state_dict: expected one with the whole budget selected, since this optimizer has let go of its "
+                "scores (build a new one with them), got an earlier one"
+            )
         checkpoint.check_groups(state_dict["param_groups"], self.param_groups, self.defaults)
         warming = selection is not None and selection.warmup < self._settings.warmup_steps
         check_dense_state(

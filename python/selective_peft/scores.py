@@ -7,6 +7,7 @@ memory and read again (see `TensorScore`).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,7 +40,8 @@ class TensorScore(Protocol):
     """
 
     def __call__(self, name: str, param: Tensor, grad: Tensor | None) -> Tensor:
-        """One score per scalar, of the parameter's shape; the highest are selected, of those that are finite and > 0.
+        """One score per scalar, of the parameter's shape; the highest are selected, of those that are finite and > 0 as
+        float32, to which other types are rounded.
 
         Args:
             name: the parameter's name, or its place in the optimizer.
@@ -112,12 +114,16 @@ class Random:
         seed: an integer in [0, 2^64).
 
     Raises:
-        ValueError: the seed is out of range.
+        TypeError: the seed is no integer.
+        ValueError: it is out of range.
     """
 
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
+            raise TypeError(f"seed: expected an integer, got {self.seed!r}")
+        object.__setattr__(self, "seed", operator.index(self.seed))  # numpy's integers, too
         check_score(self.kernel_score())
 
     def kernel_score(self) -> Score:
@@ -148,9 +154,9 @@ class Biases:
 
     def check_params(self, named: Named) -> None:
         """Raises ValueError, listing what is there, if no parameter is a bias."""
-        if not any(self.only(name) for name, _ in named):
+        if not any(self.only(name) and param.requires_grad for name, param in named):
             raise ValueError(
-                f"method: expected named parameters with biases among them for 'bitfit', got {what_is_there(named)}"
+                f"method: expected named parameters with trainable biases for 'bitfit', got {what_is_there(named)}"
             )
 
 

@@ -18,6 +18,7 @@ class Selection:
         arrays: per-entry tensors of 4-byte items, ordered like `index`: the optimizer's moments (float32), "original"
             (int32: raw bits at selection), "chosen" (int32: step of selection, from 0), and "master" (float32 copies,
             only if a tensor is 16-bit).
+        moments: names of the optimizer's.
         tensor_steps: updates of each tensor so far.
         missed: per tensor number, the steps in which it had selected scalars but no gradient (kept only for
             "per_entry" bias correction).
@@ -28,6 +29,7 @@ class Selection:
 
     def __init__(self, table: Table, budget: int, moments: Sequence[str]) -> None:
         device = table.device
+        self.moments = tuple(moments)
         self.index = SparseIndex.empty(len(table), budget, device)
         self.arrays = {name: torch.zeros(budget, dtype=torch.float32, device=device) for name in moments}
         self.arrays["original"] = torch.empty(budget, dtype=torch.int32, device=device)

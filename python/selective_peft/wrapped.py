@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from selective_kernels import SparseIndex, Table, Update, gather, scatter_
 from selective_peft.arguments import make_settings, refuse_unsupported
-from selective_peft.elementwise import Entry, advance, probe
+from selective_peft.elementwise import Entry, advance, moments_of, probe
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.schedules import Schedule
 from selective_peft.scores import AnyScore
+from selective_peft.selection import Selection
 
 
 def selective(
@@ -84,10 +85,10 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
 
     def __init__(self, params: Any, optimizer: type[Optimizer], arguments: Mapping[str, Any], settings: Any) -> None:
         self._class, self._arguments = optimizer, dict(arguments)
-        found = probe(optimizer, arguments)
-        self._moments = found.per_entry
+        defaults = probe(optimizer, arguments)
         self._ghosts: list[Entry | None] = []  # per tensor; None before its first gradient
-        super().__init__(params, found.defaults, settings)
+        self._seen: dict[int, dict[str, Any]] = {}  # per group: options whose state is known
+        super().__init__(params, defaults, settings)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         self._make([Parameter(torch.zeros(1))], group)
@@ -100,17 +101,40 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
         checked = {name: value for name, value in options.items() if name in known}  # the constructor looks at these
         return self._class([{"params": list(params), **options}], **{**self._arguments, **checked})
 
+    def _moments_of(self, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """What the options of any selective group make torch keep; schedulers may have changed them."""
+        kept = [moments_of(partial(self._make, group=group)) for group in groups if group["selective"]]
+        return tuple(sorted(set().union(*kept)))
+
+    def _check_moments(self, names: Collection[str]) -> None:
+        for number, group in enumerate(self.param_groups):
+            options = {name: value for name, value in group.items() if name in self.defaults and name != "lr"}
+            if group["selective"] and self._seen.get(number) != options:
+                more = moments_of(partial(self._make, group=group)) - set(names)
+                if more:
+                    raise RuntimeError(
+                        f"param_groups[{number}]: expected options that keep the state {sorted(names)}, as in the "
+                        f"first step, got ones that keep {sorted(more)} as well"
+                    )
+                self._seen[number] = options
+
     def _ghost(self, tensor: int) -> Entry | None:
         return self._ghosts[tensor] if tensor < len(self._ghosts) else None
 
     def _fresh_state(self, table: Table, new: SparseIndex) -> dict[str, Tensor]:
-        fresh = {name: torch.zeros(new.count, device=table.device) for name in self._moments}
+        assert self._selection is not None
+        fresh = {name: torch.zeros(new.count, device=table.device) for name in self._selection.moments}
         for i in range(len(table)):
             ghost = self._ghost(i)
             if ghost is not None:
-                for name in self._moments:
+                for name in fresh:
                     fresh[name][new.starts[i] : new.starts[i + 1]] = ghost.moments[name]
         return fresh
+
+    def _step(self, table: Table, selection: Selection) -> None:
+        if not self._settings.repeats:
+            self._check_moments(selection.moments)
+        super()._step(table, selection)
 
     def _update(self, update: Update) -> None:
         assert self._selection is not None
@@ -121,7 +145,7 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
         for first, last in self._runs(update):
             entries = slice(index.starts[first], index.starts[last + 1])
             theta = self._true_values(update, values[entries], table.dtypes[first], entries)
-            moments = {name: arrays[name][entries] for name in self._moments}
+            moments = {name: arrays[name][entries] for name in self._selection.moments}
             ghost = advance(
                 partial(self._make, group=groups[update.group_of[first]]),
                 theta,
@@ -183,16 +207,17 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
             "ghosts": [ghost.packed() for ghost in distinct.values()],
         }
 
-    def _check_extra(self, extra: Any, table: Table) -> list[Entry | None]:
+    def _check_extra(self, extra: Any, selection: Selection) -> list[Entry | None]:
         try:
-            entries = [Entry.unpacked(packed, self._moments) for packed in extra["ghosts"]]
+            entries = [Entry.unpacked(packed, selection.moments) for packed in extra["ghosts"]]
             return [None if number == -1 else entries[range(len(entries))[number]] for number in extra["ghost_of"]]
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"state_dict: extra: expected the state of {self._class.__name__}, got {error}") from error
 
     def _use_extra(self, checked: list[Entry | None] | None) -> None:
         self._ghosts = [] if checked is None else list(checked)
+        self._seen = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_class", "_arguments", "_moments", "_ghosts"}
+        own = {"_class", "_arguments", "_ghosts", "_seen"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}

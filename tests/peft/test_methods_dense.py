@@ -120,3 +120,31 @@ def test_dense_state_is_refused_for_float16(method, own):
         opt.step()
     after = picture(opt, params)
     assert_same_picture({k: v for k, v in after.items() if k in before}, before)
+
+
+def test_gradients_of_another_layout_are_those_of_their_entries():
+    """torch's fused update takes gradient and parameter in the order of memory, whatever their strides are."""
+    params, twins = make_params([(5, 7), (2, 3, 4, 5)]), make_params([(5, 7), (2, 3, 4, 5)])
+    grads = make_grads(params, 0)
+    opt = SelectiveAdamW(params, lr=0.1, method="full")
+    dense = torch.optim.AdamW(twins, lr=0.1, weight_decay=0.0, foreach=False)
+    params[0].grad = grads[0].t().contiguous().t()
+    params[1].grad = grads[1].contiguous(memory_format=torch.channels_last)
+    set_grads(twins, grads)
+    opt.step()
+    dense.step()
+    for param, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(param.detach(), twin.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_warmup_clips_by_all_gradients_and_leaves_them():
+    param = Parameter(torch.zeros(4))
+    opt = SelectiveSGD(
+        [param], lr=1.0, budget=2, total_steps=1, max_grad_norm=1.0, method="diff", method_kwargs={"warmup_steps": 2}
+    )
+    param.grad = torch.full((4,), 100.0)
+    opt.step()
+    torch.testing.assert_close(param.detach(), torch.full((4,), -0.5))
+    assert param.grad.tolist() == [100.0] * 4
+    with pytest.raises(ValueError, match=r"max_grad_norm: expected None with method='full'"):
+        SelectiveSGD([param], method="full", max_grad_norm=1.0)

@@ -191,43 +191,54 @@ def test_arguments_of_its_own_are_the_groups_defaults():
         opt.add_param_group({"params": make_params([(3,)]), "alpha": -1.0})
 
 
-class Coupled(torch.optim.Optimizer):
-    """Moves each scalar by the mean gradient of its tensor: not element-wise."""
-
-    def __init__(self, params, lr=0.1):
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for param in group["params"]:
-                param.sub_(group["lr"] * param.grad.mean())
+GROUPED = {
+    "SGD": (O.SGD, [{"momentum": 0.9}, {}]),
+    "RMSprop": (O.RMSprop, [{}, {"momentum": 0.9, "centered": True}]),
+    "Adam": (O.Adam, [{"amsgrad": True}, {"weight_decay": 0.1}]),
+}
 
 
-@pytest.mark.parametrize("kind", [Coupled, O.Adafactor, O.LBFGS, O.SparseAdam])
-def test_what_is_not_element_wise_is_refused(kind):
-    with pytest.raises(ValueError, match=rf"optimizer: expected one that updates each scalar.*{kind.__name__}"):
-        selective(kind, make_params(), budget=BUDGET, total_steps=TOTAL)
-
-
-def test_bad_arguments_are_refused():
-    with pytest.raises(TypeError, match=r"optimizer: expected a class of torch optimizers, got 'RMSprop'"):
-        selective("RMSprop", make_params(), budget=BUDGET, total_steps=TOTAL)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'betas'"):
-        selective(O.RMSprop, make_params(), budget=BUDGET, total_steps=TOTAL, betas=(0.9, 0.99))
-    with pytest.raises(ValueError, match=r"differentiable: expected False"):
-        selective(O.RMSprop, make_params(), budget=BUDGET, total_steps=TOTAL, differentiable=True)
-
-
-@pytest.mark.parametrize("damage", [{}, {"ghosts": [{"moments": {}, "shared": {}}], "ghost_of": [0]}, {"ghosts": []},
-                                    {"ghosts": [], "ghost_of": [3]}, None])  # fmt: skip
-def test_a_damaged_state_is_refused(damage):
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_groups_own_options_keep_their_own_state(name):
+    """Momentum of one group only: state that the constructor's arguments do not ask for."""
+    kind, options = GROUPED[name]
     params = make_params()
-    opt = selective(O.RMSprop, params, budget=BUDGET, total_steps=TOTAL)
+    halves = [params[:4], params[4:]]
+    groups = [{"params": half, **own} for half, own in zip(halves, options, strict=True)]
+    opt = selective(kind, groups, budget=BUDGET, total_steps=TOTAL, lr=0.01)
+    dense = DenseMasked(params, kind, {"lr": 0.01})
+    halves = [dense.values[:4], dense.values[4:]]
+    dense.optimizer = kind([{"params": half, **own} for half, own in zip(halves, options, strict=True)], lr=0.01)
+    for step in range(STEPS):
+        grads = make_grads(params, step)
+        set_grads(params, grads)
+        opt.step()
+        masks = masks_of(opt, params)
+        dense.step(grads, masks)
+        for param, value, mask in zip(params, dense.values, masks, strict=True):
+            torch.testing.assert_close(param.detach()[mask], value.detach()[mask], **TOLERANCES[torch.float32])
+
+
+def test_a_scheduler_may_set_momentum_before_the_first_step_but_not_later(tmp_path):
+    def make():
+        params = make_params()
+        opt = selective(O.SGD, params, budget=BUDGET, total_steps=TOTAL, lr=0.01)
+        torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=20)  # sets momentum
+        return params, opt
+
+    params, opt = make()
     train(opt, params, 0, 2)
-    state = copy.deepcopy(opt.state_dict())
-    state["state"]["selective"]["extra"] = damage
-    before = picture(opt, params)
-    with pytest.raises(ValueError, match=r"state_dict: extra: expected the state of RMSprop"):
-        opt.load_state_dict(state)
-    assert_same_picture(picture(opt, params), before)
+    assert opt._selection.moments == ("momentum_buffer",)
+    plain = selective(O.SGD, make_params(), budget=BUDGET, total_steps=TOTAL, lr=0.01)
+    plain.load_state_dict(opt.state_dict())  # the groups' options come with it
+    assert plain._selection.moments == ("momentum_buffer",)
+    late = make_params()
+    other = selective(O.SGD, late, budget=BUDGET, total_steps=TOTAL, lr=0.01)
+    train(other, late, 0, 1)
+    other.param_groups[0]["momentum"] = 0.9
+    set_grads(late, make_grads(late, 1))
+    before = picture(other, late)
+    message = r"param_groups\[0\]: expected options that keep the state \[\].*momentum_buffer"
+    with pytest.raises(RuntimeError, match=message):
+        other.step()
+    assert_same_picture(picture(other, late), before)
