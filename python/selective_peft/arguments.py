@@ -143,8 +143,8 @@ def _check_repeat(settings: Settings) -> None:
         )
     if settings.bias_correction != "global" or settings.scope != "global":
         raise ValueError(
-            f"strategy: expected bias_correction and scope 'global' with 'repeat', got {settings.bias_correction!r} "
-            f"and {settings.scope!r}"
+            f"scope, bias_correction: expected 'global' for both with a fresh set in each step ('d3-repeat'), got "
+            f"{settings.scope!r} and {settings.bias_correction!r}"
         )
     warnings.warn(
         "strategy 'repeat' is a baseline: it keeps dense optimizer state and runs in plain PyTorch", stacklevel=5

@@ -78,7 +78,11 @@ def _lora(loaded: Loaded, options: argparse.Namespace, task: str) -> Loaded:
             warnings.simplefilter("ignore")  # about Conv1D of GPT-2, which it handles by itself
             wrapped = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
-        raise InputError(f"--target-modules: {first_line(error)}") from error
+        linear = {name.rpartition(".")[2] for name, it in model.named_modules() if isinstance(it, torch.nn.Linear)}
+        raise InputError(
+            f"--target-modules: expected names of linear maps of the model such as {', '.join(sorted(linear))}, got "
+            f"{' '.join(targets) if targets else 'none'} ({first_line(error)})"
+        ) from error
     trained = {name for name, param in wrapped.named_parameters() if param.requires_grad}
     whole = frozenset(name for name in trained if WRAPPED in name)
     return replace(loaded, model=wrapped, head=whole, new=whole, added=frozenset(trained) - whole)

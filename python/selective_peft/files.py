@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def read_columns(path: Path, columns: Columns) -> dict[str, list[Any]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8 text, got other bytes ({first_line(error)})") from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, LookupError, csv.Error) as error:
-        cause = error.__cause__ or error.__context__ or error
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
         raise InputError(f"{path}: cannot be read as {kind[1:].upper()} ({first_line(cause)})") from error
     if not cells[columns.label]:
         raise InputError(f"{path}: expected rows, found none")
@@ -110,17 +109,25 @@ def _csv_cells(path: Path, columns: Columns) -> dict[str, list[Any]]:
     return {name: [v.split() for v in found] if name in columns.lists() else found for name, found in cells.items()}
 
 
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, parse_int=str, parse_float=str)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: {error.msg}, column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"{place}: brackets within brackets, too many of them") from None
+
+
 def _json_cells(path: Path, columns: Columns) -> dict[str, list[Any]]:
     """Read without guessing types: dates and long numbers stay what is written."""
     content = path.read_text(encoding="utf-8-sig")
     if not content.strip():
         raise ValueError("the file is empty")
-    read = partial(json.loads, parse_int=str, parse_float=str)
-    rows = (
-        read(content)
-        if content.lstrip().startswith("[")
-        else [read(line) for line in content.split("\n") if line.strip()]
-    )
+    if content.lstrip().startswith("["):
+        rows = _parsed(content, "the list")
+    else:
+        lines = enumerate(content.split("\n"), 1)
+        rows = [_parsed(line, f"line {number}") for number, line in lines if line.strip()]
     cells: dict[str, list[Any]] = {name: [] for name in columns.given()}
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):

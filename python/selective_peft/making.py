@@ -57,6 +57,9 @@ def groups_of(loaded: Loaded, options: argparse.Namespace) -> list[dict[str, Any
         )
     except ValueError as error:
         message = str(error)
+        if message.startswith("exclude: expected no parameter that"):
+            message += " (the new head is always trained whole)"
+        message = message.replace("that train_fully names", "that --train-fully names")
         for argument in ("train_fully", "exclude"):
             message = message.replace(f"{argument}:", f"--{argument.replace('_', '-')}:")
         raise InputError(message) from error
@@ -148,8 +151,8 @@ def make_optimizer(
             total_steps=steps,
             method=options.method,
             method_kwargs=method_kwargs(options, tensors),
-            schedule=options.schedule,
-            select_every=options.select_every,
+            schedule=options.schedule or "uniform",  # None where it has no effect
+            select_every=options.select_every or 1,
             bias_correction=options.bias_correction,
             max_grad_norm=options.max_grad_norm,
             **spends,

@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
     "snip": Method("largest |gradient theta| in the first step (SNIP, SparseAdapter)", Snip, "static"),
     "pafi": Method("smallest |theta|, all of the budget in the first step (PaFi)", SmallestMagnitude, "static"),
     "pafi-increment": Method("smallest |theta|, unmasked step by step", SmallestMagnitude, "increment"),
-    "fish": Method("largest Fisher information, given as method_kwargs={'scores': ...} (FISH mask)", _fish, "static"),
+    "fish": Method("largest Fisher information, computed before training (FISH mask)", _fish, "static"),
     "diff": Method("largest change in a tuned model, or in a dense warm-up (Diff Pruning)", Difference, "static"),
     "random": Method("random scalars by a seed (R-Mask)", Random, "static"),
     "bitfit": Method("all biases; no budget (BitFit)", Biases, "static", budget=False),

@@ -92,6 +92,12 @@ class SelectiveOptimizer(ResumableOptimizer):
                 )
             )
         selection.step += 1
+        if selection.step == self._settings.total_steps and not selection.count and self.budget:
+            warnings.warn(
+                f"none of the budget of {self.budget} was selected in {selection.step} steps: no scalar had a finite "
+                "score above zero",
+                stacklevel=4,
+            )
         return True
 
     def _select(self, table: Table, selection: Selection, given: Gradients, finite: bool) -> Tensor | None:

@@ -25,6 +25,8 @@ METHOD_OPTIONS: Own = {
     "score_exp": (D3_METHODS, 2.0),
     "score_eps": (D3_METHODS, 1.0),
     "save_at": (GROWING, None),
+    "schedule": (GROWING, "uniform"),
+    "select_every": ((*GROWING, "d3-repeat"), 1),
     "fish_samples": (("fish",), 1024),
     "fish_type": (("fish",), "label"),
     "diff_warmup": (("diff",), None),
@@ -143,7 +145,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _selection(parser: argparse.ArgumentParser, spent: float | None, exp: float | None, eps: float | None) -> None:
+def _selection(
+    parser: argparse.ArgumentParser, spent: float | None, exp: float | None, eps: float | None, every: int | None
+) -> None:
     """The defaults; None where they depend on the method."""
     group = parser.add_argument_group("selection")
     group.add_argument(
@@ -158,7 +162,11 @@ def _selection(parser: argparse.ArgumentParser, spent: float | None, exp: float 
     )
     group.add_argument("--score-eps", type=POSITIVE, default=eps, metavar="EPS", help="(1.0)")
     group.add_argument(
-        "--select-every", type=COUNT, default=1, metavar="K", help="select in every K-th step (%(default)s)"
+        "--select-every",
+        type=COUNT,
+        default=every,
+        metavar="K",
+        help="growing methods select in every K-th step (1)",
     )
 
 
@@ -172,7 +180,7 @@ def _method(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(names)} (%(default)s); `selective-peft methods` says what they do",
     )
-    group.add_argument("--schedule", choices=sorted(SCHEDULES), default="uniform", help="of growing ones (%(default)s)")
+    group.add_argument("--schedule", choices=sorted(SCHEDULES), help="of growing methods (uniform)")
     group.add_argument("--fish-samples", type=COUNT, metavar="N", help="rows that fish looks at (1024)")
     group.add_argument(
         "--fish-type", choices=("label", "expected"), help="fish: the row's label, or the model's (label)"
@@ -228,7 +236,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder, or name on the Hub; safetensors weights")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; new or empty")
     _data(parser)
-    _selection(parser, None, None, None)
+    _selection(parser, None, None, None, None)
     _method(parser)
     _base(parser)
     _training(parser)
@@ -244,4 +252,4 @@ def profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="also write torch.profiler's trace of one step (JSON)"
     )
-    _selection(parser, 0.005, 2.0, 1.0)
+    _selection(parser, 0.005, 2.0, 1.0, 1)

@@ -78,6 +78,7 @@ def report(
         "base": options.base,
         "scalars": sum(param.numel() for param in model.parameters()),
         "selected": optimizer.num_selected,
+        "selectable": sum(p.numel() for group in optimizer.param_groups if group["selective"] for p in group["params"]),
         "trained_whole": sum(param.numel() for name, param in model.named_parameters() if name in whole),
         "whole_parameters": sorted(whole),
         "state_bytes": optimizer.state_nbytes(),
@@ -98,7 +99,7 @@ def picture(options: argparse.Namespace, found: dict[str, Any], measure: Measure
         draw,
         title=f"{Path(options.model).name or options.model} on {options.data.name}: {options.method}"
         f"{'' if options.base == 'full' else f' on {options.base}'}, "
-        f"{found['selected']:,} of {found['scalars']:,} scalars",
+        f"{found['selected']:,} of {found['selectable'] or found['scalars']:,} scalars",
         history=found["history"],
         metric=metric,
         before=found["metrics"]["not_fine_tuned"][metric],
@@ -108,11 +109,20 @@ def picture(options: argparse.Namespace, found: dict[str, Any], measure: Measure
     )
 
 
+def unspent(optimizer: SelectiveAdamW) -> list[str]:
+    """A sentence if scalars of the budget are left."""
+    budget, selected = optimizer.budget or 0, optimizer.num_selected
+    if selected >= budget:
+        return []
+    return [f"--budget: {selected:,} of {budget:,} scalars were selected; no other one had a finite score above zero"]
+
+
 def analyses(options: argparse.Namespace, optimizer: SelectiveAdamW) -> dict[str, Callable[[Path], None]]:
     """The paper's pictures of a growing or static selection; nothing for methods that remember none."""
     if METHODS[options.method].whole or METHODS[options.method].strategy == "repeat" or not optimizer.num_selected:
         return {}
-    title = f"{Path(options.model).name or options.model}: {options.method}, {optimizer.num_selected:,} scalars"
+    base = "" if options.base == "full" else f" on {options.base}"
+    title = f"{Path(options.model).name or options.model}: {options.method}{base}, {optimizer.num_selected:,} scalars"
     updates = Updates.from_optimizer(optimizer)
     return {"analyses.png": lambda path: plots.overview(path, updates, title=title)}
 
@@ -137,7 +147,7 @@ def table(found: dict[str, Any], measure: Measure) -> Table:
             grid.add_row(label, "[yellow]not reached[/yellow]", *blank)
     grid.add_section()
     counts = [
-        f"{found['selected']:,} ({100 * found['selected'] / found['scalars']:.2f} %)" if found["selected"] else "",
+        f"{found['selected']:,} ({100 * found['selected'] / found['selectable']:.2f} %)" if found["selected"] else "",
         f"{found['trained_whole']:,} whole" if found["trained_whole"] else "",
     ]
     grid.add_row("scalars trained", " + ".join(filter(None, counts)), *blank)

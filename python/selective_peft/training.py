@@ -190,7 +190,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             output.write(name, write)
         output.publish()
     console.print(summary.table(report, measure))
-    for line in sizes.missed():
+    for line in [*summary.unspent(optimizer), *sizes.missed()]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
     written = ", ".join([*(size.file for size in sizes.saved), *files])
     console.print(f"written: {os.path.relpath(options.output)}/ ({written})", highlight=False)

@@ -140,6 +140,13 @@ def test_diff_refuses_what_is_no_tuned_model(tiny_model, review_file, tmp_path, 
     assert "expected --base full with it, got lora" in capsys.readouterr().err
 
 
+def test_a_budget_that_is_not_spent_is_said(tiny_model, review_file, tmp_path, capsys):
+    """Fresh LoRA under SNIP: one factor of each product is zero, so no score is above zero, ever."""
+    with pytest.warns(UserWarning, match="none of the budget of 100 was selected in 6 steps"):
+        assert train(tiny_model, review_file, tmp_path / "out", method="snip", base="lora", budget=100) == 0
+    assert "--budget: 0 of 100 scalars were selected" in " ".join(capsys.readouterr().out.split())
+
+
 def test_diff_warms_up_for_a_tenth_of_the_steps(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, tmp_path / "a", method="diff", steps=20) == 0
     report = report_of(tmp_path / "a")
@@ -184,6 +191,8 @@ REFUSED = {
     "eps for random": (["--method", "random", "--score-eps", "1"], "--score-eps: expected --method d3-repeat"),
     "fish samples": (["--fish-samples", "5"], "--fish-samples: expected --method fish with it, got id3"),
     "fish type": (["--fish-type", "label"], "--fish-type: expected --method fish with it, got id3"),
+    "schedule": (["--method", "pafi", "--schedule", "cosine"], "--schedule: expected --method "),
+    "every": (["--method", "full", "--select-every", "2"], "--select-every: expected --method "),
     "warm-up": (["--diff-warmup", "5"], "--diff-warmup: expected --method diff with it, got id3"),
     "long warm-up": (["--method", "diff", "--diff-warmup", "6"], "--diff-warmup 6: expected fewer than the 6 steps"),
     "static sizes": (["--method", "pafi", "--save-at", "0.5"], "--save-at: expected --method gradient or id3 or"),

@@ -105,8 +105,6 @@ def test_text_pairs_groups_and_accumulation(tiny_model, review_file, tmp_path, m
     more += [
         "--method",
         "d3-static",
-        "--schedule",
-        "cosine",
         "--bias-correction",
         "per_entry",
         "--max-grad-norm",

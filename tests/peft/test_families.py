@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from families import FAMILIES, backward, snapshot, tiny
-from selective_peft import SelectiveAdamW, methods
+from families import FAMILIES, backward, batch, snapshot, tiny
+from selective_peft import SelectiveAdamW, fisher_scores, methods
 
 from selective_kernels.testing import assert_bitwise_equal
 
@@ -23,13 +23,14 @@ def seeded(model, draw, seed=5):
     return {name: draw(param.shape, generator=generator) for name, param in model.named_parameters()}
 
 
-def arguments(method, model):
+def arguments(method, family, model):
     """The keyword arguments of a method that it cannot do without."""
     if method in UNBUDGETED:
         return {"method": method, "budget": None}
     budget = {"budget": BUDGET, "total_steps": STEPS}
     if method == "fish":
-        return {**budget, "method": "fish", "method_kwargs": {"scores": seeded(model, torch.rand)}}
+        scores = fisher_scores(model, [batch(family)], num_samples=2, progress=False)
+        return {**budget, "method": "fish", "method_kwargs": {"scores": scores}}
     if method == "diff":
         moves = seeded(model, torch.randn)
         tuned = {name: param.detach() + moves[name] for name, param in model.named_parameters()}
@@ -52,7 +53,7 @@ def selected(method, optimizer, name, param):
 def test_two_steps(family, method):
     model = tiny(family)
     before = snapshot(model)
-    optimizer = SelectiveAdamW(model.named_parameters(), lr=0.01, weight_decay=0.1, **arguments(method, model))
+    optimizer = SelectiveAdamW(model.named_parameters(), lr=0.01, weight_decay=0.1, **arguments(method, family, model))
     params = dict(model.named_parameters())
     trained = {name: torch.zeros(param.numel(), dtype=torch.bool) for name, param in params.items()}
     pushed = {name: mask.clone() for name, mask in trained.items()}  # trained entries that had a gradient
