@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks import ROOT
 from benchmarks.report import RESULTS, format_bytes
@@ -76,6 +76,12 @@ def memory_table() -> str:
     return f"{title}\n\n" + markdown(("", "state between steps", "peak beyond it in a step"), lines)
 
 
+def _with_range(row: Mapping[str, str]) -> str:
+    """The ratio of the update times, and its range over the repeats."""
+    middle, low, high = (f"{float(row[f'update_ratio{end}']):.2f}" for end in ("", "_min", "_max"))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
 def updates_table() -> str:
     """Scalar updates and their time over a whole run, from updates.csv."""
     rows = load("updates.csv")
@@ -86,7 +92,7 @@ def updates_table() -> str:
             f"{int(row['updates']):,}",
             f"{float(row['updates_ratio']):.3f}",
             f"{1e3 * float(row['update_seconds']):.0f}",
-            f"{float(row['update_ratio']):.2f}",
+            _with_range(row),
             f"{1e3 * float(row['optimizer_seconds']):.0f}",
         ]
         for row in rows
