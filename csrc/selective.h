@@ -44,8 +44,9 @@ struct Filter {
 
 Filter make_filter(const Score& score, float threshold, float upper);
 
-// One tile of a tensor. in: grad, param [size], of which those are read that the filter's kind reads; selected [n_selected], sorted, absolute offsets >= base, may run past
-// the tile. out: selected_grads[i] for each selected offset inside the tile (may be null).
+// One tile of a tensor. in: grad, param [size], of which those are read that the filter's kind reads; selected
+// [n_selected], sorted, absolute offsets >= base, may run past the tile. out: selected_grads[i] for each selected offset
+// inside the tile (may be null).
 struct Tile {
   const void* grad;
   const void* param;

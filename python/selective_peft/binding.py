@@ -95,7 +95,10 @@ class BoundOptimizer(Optimizer):
         return 0 if self._selection is None else self._selection.nbytes()
 
     def selected_per_step(self) -> Tensor:
-        """How many scalars each completed step selected, int64, shape (steps,), on the CPU."""
+        """How many of the selected scalars came in each completed step, int64, shape (steps,), on the CPU.
+
+        With strategy "repeat" all of them came in the last selecting step.
+        """
         if self._selection is None:
             return torch.zeros(0, dtype=torch.int64)
         chosen = self._selection.arrays["chosen"][: self._selection.count].cpu().long()

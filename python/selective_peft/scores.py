@@ -140,7 +140,7 @@ class Biases:
     """All biases and nothing else, without a budget (BitFit, Ben Zaken et al. 2022). Needs names of parameters."""
 
     def kernel_score(self) -> Score:
-        """See `KernelScore`; any score would do, since all of the biases are taken."""
+        """See `KernelScore`: all biases are taken, so a score that is above zero everywhere and needs no gradients."""
         return Score(family="random")
 
     def describe(self) -> str:

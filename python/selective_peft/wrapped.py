@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from selective_kernels import SparseIndex, Table, Update, gather, scatter_
-from selective_peft.arguments import make_settings, refuse_unsupported
+from selective_peft.arguments import Settings, make_settings, refuse_unsupported
 from selective_peft.elementwise import Entry, advance, moments_of, probe
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.schedules import Schedule
@@ -83,7 +83,9 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
 
     _dense_state = ("original",)
 
-    def __init__(self, params: Any, optimizer: type[Optimizer], arguments: Mapping[str, Any], settings: Any) -> None:
+    def __init__(
+        self, params: Any, optimizer: type[Optimizer], arguments: Mapping[str, Any], settings: Settings
+    ) -> None:
         self._class, self._arguments = optimizer, dict(arguments)
         defaults = probe(optimizer, arguments)
         self._ghosts: list[Entry | None] = []  # per tensor; None before its first gradient

@@ -8,8 +8,7 @@ from families import tiny
 from reviewfiles import write_jsonl
 from selective_peft import loading
 from selective_peft.tasks import TASKS
-from tinymodels import NAMES, PLACES, REST, WORDS, tagged, word_tokenizer, written
-from tokenizers import processors
+from tinymodels import WORDS, llama_tokenizer, tagged, word_tokenizer, written
 from transformers import PreTrainedTokenizerFast
 
 CASES = {
@@ -26,21 +25,13 @@ def encoder_tokenizer():
     )
 
 
-def decoder_tokenizer():
-    words, _ = word_tokenizer(["<s>", "</s>", "[UNK]"], [*NAMES, *PLACES, *REST])
-    words.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="[UNK]", model_max_length=28
-    )
-
-
 @pytest.mark.parametrize("family", CASES)
 def test_a_family_through_the_command(family, tmp_path):
     """Its budget is spent, and what is saved belongs into the base model, all of it."""
     task, classes = CASES[family]
     folder = tmp_path / "base"
     tiny(family).save_pretrained(folder)
-    (decoder_tokenizer() if task == "causal" else encoder_tokenizer()).save_pretrained(folder)
+    (llama_tokenizer()[0] if task == "causal" else encoder_tokenizer()).save_pretrained(folder)
     rows = written(40) if task == "causal" else tagged(40)
     more = ["--task", task, *(["--text-column", "text"] if task == "causal" else [])]
     output = tmp_path / "out"

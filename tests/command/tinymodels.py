@@ -74,12 +74,18 @@ def t5(folder):
     return saved(folder, T5ForConditionalGeneration(config), tokenizer)
 
 
-def llama(folder):
+def llama_tokenizer():
+    """Whole words after a begin token; and the vocabulary."""
     words, vocabulary = word_tokenizer(["<s>", "</s>", "[UNK]"], [*NAMES, *PLACES, *REST])
     words.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="[UNK]", model_max_length=32
     )
+    return tokenizer, vocabulary
+
+
+def llama(folder):
+    tokenizer, vocabulary = llama_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
