@@ -1,17 +1,14 @@
 """Computing Fisher scores leaves no trace, and takes the memory of the result and of one set of gradients."""
 
 import copy
-import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from probing import needs_peak_counter, probed
 from selective_peft.fisher import fisher_scores
 
 from selective_kernels.testing import assert_bitwise_equal
@@ -91,22 +88,13 @@ print(json.dumps([extra, sum(p.numel() for p in model.parameters()), len(result)
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux's peak counter cannot be reset here")
+@needs_peak_counter
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("types", [("label", "square"), ("expected", "absolute")], ids="-".join)
 def test_peak_memory(types, dtype):
     """The result and one set of gradients; a temporary of one of the four matrices would already be too much."""
-    from benchmarks.memory import RETURN_FREED_MEMORY
 
-    done = subprocess.run(
-        (sys.executable, "-c", PROBE, *types, dtype),
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, **RETURN_FREED_MEMORY},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    extra, scalars, tensors = json.loads(done.stdout)
+    extra, scalars, tensors = probed(PROBE, *types, dtype)
     assert tensors == 4
     allowed = (4 + getattr(torch, dtype).itemsize) * scalars
     assert 0.9 * allowed < extra < 1.05 * allowed

@@ -1,14 +1,9 @@
 """C10: what is held is O(B), and a step needs next to nothing beyond it; no dense mask, no dense moment anywhere."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from harness import KINDS, make_params, train
+from probing import needs_peak_counter, probed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selective_kernels import Table
@@ -147,21 +142,13 @@ print(json.dumps([extra, opt.num_selected, sum(p.numel() * 4 for p in params)]))
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux's peak counter cannot be reset here")
+@needs_peak_counter
 @pytest.mark.parametrize(("method", "count"), [("id3", 40_000), ("random", 60_000)])
 def test_peak_memory_of_a_step(method, count):
     """C10 and the bound on a step's extra memory: 1 % of the parameters' bytes + 40 bytes per selected scalar."""
-    from benchmarks.memory import PARAM_SHARE, PER_SELECTED, RETURN_FREED_MEMORY
+    from benchmarks.memory import PARAM_SHARE, PER_SELECTED
 
-    done = subprocess.run(
-        (sys.executable, "-c", PROBE, method),
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, **RETURN_FREED_MEMORY},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    extra, selected, parameter_bytes = json.loads(done.stdout)
+    extra, selected, parameter_bytes = probed(PROBE, method)
     assert selected == count
     assert max(extra[1:]) <= PARAM_SHARE * parameter_bytes + PER_SELECTED * selected, extra  # [0] loads code, too
 
