@@ -1,6 +1,7 @@
 """Exact top-k and sparse optimizer updates on index lists, as compiled kernels with PyTorch references beside them."""
 
 from selective_kernels.dispatch import explain
+from selective_kernels.fetched import Fetched
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather, gather_bits, gather_grads, merge_, scatter_, swap_
 from selective_kernels.optim import AdamGroup, Ages, SgdGroup, Update, adam_, sgd_, square_sum
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdamGroup",
     "Ages",
+    "Fetched",
     "Scan",
     "Score",
     "SgdGroup",

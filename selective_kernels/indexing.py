@@ -45,17 +45,28 @@ def gather_grads(
     grads: Sequence[Tensor],
     out: Tensor,
     *,
+    flag: Tensor | None = None,
     backend: str = "auto",
 ) -> bool:
     """Gathers the gradients of the tensors numbered `tensors` at `index` into `out` (float32, at their places).
 
+    Args:
+        table, index, tensors: all tensors, the entries, and which tensors have gradients.
+        grads: their gradients.
+        out: float32, shape (index.count,) or longer.
+        flag: int32, shape (1,), on the tensors' device: set to 1 if a gathered gradient is inf or NaN, else left as it
+            is. Nobody waits for it.
+        backend: "auto" or a backend's name.
+
     Returns:
-        Whether all of them are finite.
+        Whether all of them are finite; True if that goes into `flag`.
     """
     check_index(index, table.numels, table.device)
     check_entries(out, torch.float32, index.count, table.device, "out")
     checked = table.check_grads(tensors, grads)
-    finite = dispatch.implementation("gather_grads", table.device, backend)(table, index, tensors, checked, out)
+    if flag is not None:
+        check_entries(flag, torch.int32, 1, table.device, "flag")
+    finite = dispatch.implementation("gather_grads", table.device, backend)(table, index, tensors, checked, out, flag)
     return bool(finite)
 
 
@@ -135,7 +146,12 @@ def gather_bits_ref(tensors: Sequence[Tensor] | Table, index: SparseIndex) -> Te
 
 
 def gather_grads_ref(
-    table: Table, index: SparseIndex, tensors: Sequence[int], grads: Sequence[Tensor], out: Tensor
+    table: Table,
+    index: SparseIndex,
+    tensors: Sequence[int],
+    grads: Sequence[Tensor],
+    out: Tensor,
+    flag: Tensor | None = None,
 ) -> bool:
     """`gather_grads` in plain PyTorch."""
     finite = True
@@ -143,7 +159,14 @@ def gather_grads_ref(
         entries = slice(index.starts[i], index.starts[i + 1])
         out[entries] = grad.reshape(-1)[index.of(i).long().to(grad.device)].float().to(out.device)
         finite &= bool(out[entries].isfinite().all())
-    return finite
+    return finite if flag is None else raised(flag, finite)
+
+
+def raised(flag: Tensor, finite: bool) -> bool:
+    """Puts what a gather has seen into its flag; True, as for every gather with a flag."""
+    if not finite:
+        flag.fill_(1)
+    return True
 
 
 def scatter_ref_(tensors: Sequence[Tensor] | Table, index: SparseIndex, values: Tensor) -> None:

@@ -61,7 +61,9 @@ class Update:
         group_of: group number of each tensor of the table.
         steps: updates of each tensor, this one included ("global" bias correction).
         ages: for "per_entry" bias correction; None for "global".
-        clip: factor on the gradients.
+        clip: factor on the gradients: a number, or float32, shape (), on the tensors' device, which nobody waits for.
+        skip: int32, shape (1,), on the tensors' device: unless zero when the update runs, it changes nothing. None: it
+            always runs.
     """
 
     table: Table
@@ -72,7 +74,8 @@ class Update:
     group_of: Sequence[int]
     steps: Sequence[int]
     ages: Ages | None = None
-    clip: float = 1.0
+    clip: float | Tensor = 1.0
+    skip: Tensor | None = None
 
 
 def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: int) -> None:
@@ -95,6 +98,15 @@ def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: 
         raise ValueError("master: expected fp32 copies for 16-bit parameters, got None")
     if update.ages is not None:
         check_entries(update.ages.chosen, torch.int32, count, device, "ages.chosen")
+    if update.skip is not None:
+        check_entries(update.skip, torch.int32, 1, device, "skip")
+    if isinstance(update.clip, Tensor):
+        check_entries(update.clip.reshape(-1), torch.float32, 1, device, "clip")
+
+
+def skipped(update: Update) -> bool:
+    """Whether the update's flag says that it must change nothing; waits for the flag."""
+    return update.skip is not None and bool(update.skip)
 
 
 @ranged("update")
@@ -131,21 +143,26 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
 
 def square_sum(
     table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor, *, backend: str = "auto"
-) -> float:
-    """Sum of squares of the selected gradients of some tensors, in float64 over blocks of 4096 in index order."""
+) -> Tensor:
+    """Sum of squares of the selected gradients of some tensors, over blocks of 4096 in index order.
+
+    Returns:
+        float64, shape (), where the tensors are; on a GPU nobody has waited for it.
+    """
     check_index(index, table.numels, table.device)
     check_numbers(tensors, len(table))
     check_entries(grads, torch.float32, index.count, table.device, "grads")
-    return float(dispatch.implementation("square_sum", table.device, backend)(table, index, tensors, grads))
+    total: Tensor = dispatch.implementation("square_sum", table.device, backend)(table, index, tensors, grads)
+    return total
 
 
-def square_sum_ref(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> float:
+def square_sum_ref(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> Tensor:
     """`square_sum` in plain PyTorch; within a block the order of additions is torch's."""
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=grads.device)
     for i in tensors:
         for first in range(index.starts[i], index.starts[i + 1], NORM_BLOCK):
             block = grads[first : min(first + NORM_BLOCK, index.starts[i + 1])].double()
-            total += float((block * block).sum())
+            total += (block * block).sum()
     return total
 
 
@@ -183,6 +200,8 @@ def _store(update: Update, entries: slice, flat: Tensor, positions: Tensor, thet
 
 def adam_ref_(update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[AdamGroup]) -> None:
     """`adam_` in plain PyTorch."""
+    if skipped(update):
+        return
     for i, entries, flat, positions, theta in _for_tensors(update):
         group = groups[update.group_of[i]]
         grad = update.grads[entries] * update.clip + group.l2 * theta
@@ -203,6 +222,8 @@ def adam_ref_(update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Seque
 
 def sgd_ref_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup]) -> None:
     """`sgd_` in plain PyTorch."""
+    if skipped(update):
+        return
     for i, entries, flat, positions, theta in _for_tensors(update):
         group = groups[update.group_of[i]]
         direction = grad = update.grads[entries] * update.clip + group.weight_decay * theta

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels.checks import check_added_once, check_gathers
+from selective_kernels.fetched import Fetched, fetch
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads
 from selective_kernels.score import Score
@@ -37,6 +38,7 @@ class PerTensorScan:
         self._wanting: dict[int, Scan] = {}
         self._resting: list[Scan] = []  # of tensors that want nothing: their gradients are read all the same
         self._added: set[int] = set()
+        self._found = SparseIndex.empty(len(table), device=table.device)
         self._grads: list[tuple[Sequence[int], Sequence[Tensor]]] = []
         self.threshold = 0.0
 
@@ -73,7 +75,12 @@ class PerTensorScan:
             counts[i] = found.count
         lowest = [each.threshold for each in self._wanting.values() if each.threshold > 0.0]
         self.threshold = min(lowest, default=0.0)
-        return SparseIndex(torch.cat(offsets), [0, *accumulate(counts)], self._table.numels)
+        self._found = SparseIndex(torch.cat(offsets), [0, *accumulate(counts)], self._table.numels)
+        return self._found
+
+    def fetch(self) -> Fetched:
+        """See `Scan.fetch`."""
+        return fetch(self._table, self._found, self._score, self.gather, self._backend)
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""

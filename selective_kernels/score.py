@@ -38,6 +38,11 @@ class Score(NamedTuple):
         """Whether a tensor without a gradient (or keys in its place) cannot be scored."""
         return self.family not in ("magnitude", "random")
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether a scan sees this step's gradients: keys of the caller's own in their place do not count."""
+        return self.needs_grad and self.family != "given"
+
 
 def score_ref(grad: Tensor | None, param: Tensor, score: Score, tensor: int = 0) -> Tensor:
     """Scores of all entries of a tensor in float32, each operation correctly rounded.

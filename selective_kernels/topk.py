@@ -21,6 +21,7 @@ from selective_kernels.checks import (
     check_sources,
 )
 from selective_kernels.index import SparseIndex
+from selective_kernels.fetched import Fetched, fetch
 from selective_kernels.indexing import gather_grads_ref
 from selective_kernels.per_tensor import PerTensorScan
 from selective_kernels.ranges import ranged
@@ -55,6 +56,9 @@ class Scan(Protocol):
         Raises:
             ValueError: the scan has not read gradients.
         """
+
+    def fetch(self) -> Fetched:
+        """After finalize, and before anything is written: gradients and parameters at the entries that it gave."""
 
     @property
     def threshold(self) -> float:
@@ -133,6 +137,7 @@ class ReferenceScan:
     def __init__(self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None) -> None:
         self._table, self._index, self._k, self._score = table, index, k, score
         self._grads: dict[int, Tensor] = {}
+        self._found = SparseIndex.empty(len(table), device=table.device)
         self._best: dict[int, tuple[Tensor, Tensor]] = {}  # per tensor: its best k as (keys, offsets), on the CPU
         self.nonfinite = False
         self.threshold = 0.0
@@ -181,7 +186,12 @@ class ReferenceScan:
         best = best.sort().values
         lists = [offset[best][owner[best] == i] for i in range(len(self._table))]
         new = SparseIndex.from_lists(lists)
-        return SparseIndex(new.offsets.to(self._index.offsets.device), new.starts, self._table.numels)
+        self._found = SparseIndex(new.offsets.to(self._index.offsets.device), new.starts, self._table.numels)
+        return self._found
+
+    def fetch(self) -> Fetched:
+        """See `Scan.fetch`."""
+        return fetch(self._table, self._found, self._score, self.gather, "reference")
 
 
 scan_ref = ReferenceScan

@@ -93,7 +93,7 @@ def _select_changes(optimizer: SelectiveOptimizer, table: Table, selection: Sele
         param = table.params[i]
         param.detach().copy_(optimizer.state[param]["original"])
         del optimizer.state[param]
-    selection.insert(new, table, backend=backend)
+    selection.insert(new, running.fetch(), backend=backend)
 
 
 def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, given: Gradients) -> bool:
@@ -113,7 +113,7 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
         found = find(table, nothing, budget, settings.score, given, eligible, unused, backend)
         if found is None:
             return False
-        selection.replace(found[0], table, backend)
+        selection.replace(*found)
     index = selection.index
     values = torch.empty(index.count, device=table.device)
     if not gather_grads(table, index, given.tensors, given.grads, values, backend=backend):

@@ -116,11 +116,10 @@ class SelectiveOptimizer(ResumableOptimizer):
         found = find(table, selection.index, wanted, settings.score, given, eligible, selected_grads, settings.backend)
         if found is None or not finite:
             return None
-        new, fresh_grads = found
+        new, fetched = found
         if new.count:
-            selection.insert(
-                new, table, [(selected_grads, fresh_grads)], self._fresh_state(table, new), settings.backend
-            )
+            aligned = [(selected_grads, fetched.grads)]
+            selection.insert(new, fetched, aligned, self._fresh_state(table, new), settings.backend)
             self._let_go()
         return selected_grads
 
@@ -151,5 +150,5 @@ class SelectiveOptimizer(ResumableOptimizer):
         limit = self._settings.max_grad_norm
         if limit is None:
             return 1.0
-        norm = math.sqrt(square_sum(table, index, tensors, grads, backend=self._settings.backend))
+        norm = math.sqrt(float(square_sum(table, index, tensors, grads, backend=self._settings.backend)))
         return min(1.0, limit / (norm + CLIP_EPS))

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from selective_kernels import Score, SparseIndex, Table, gather_grads, scan
+from selective_kernels import Fetched, Score, SparseIndex, Table, gather_grads, scan
 from selective_peft.scores import AnyScore, TensorScore, evaluate, kernel_form, needs_grad
 
 Wanted = int | list[int]  # entries over all tensors, or of each
@@ -33,7 +33,7 @@ def find(
     eligible: Sequence[int],
     selected_grads: Tensor,
     backend: str,
-) -> tuple[SparseIndex, Tensor] | None:
+) -> tuple[SparseIndex, Fetched] | None:
     """The best `wanted` entries that are not in `index` yet.
 
     Args:
@@ -46,8 +46,8 @@ def find(
         backend: see `SelectiveAdamW`.
 
     Returns:
-        The new entries with their gradients, float32, shape (new.count,); None if a gradient that was read is inf or
-        NaN. Without a gradient in this step, entries have no defined value in either list of gradients.
+        The new entries with their gradients and parameters; None if a gradient that was read is inf or NaN. Without a
+        gradient in this step, entries have no defined value in either list of gradients.
     """
     form = kernel_form(score)
     running = scan(table, index, wanted, form or Score(family="given"), backend=backend)
@@ -64,12 +64,16 @@ def find(
     elif reader is None:
         running.add(eligible, None)
     new = running.finalize()
+    fetched = running.fetch()
+    if fetched.grads is not None:
+        return new, fetched
     fresh = torch.empty(new.count, device=table.device)
+    fetched = fetched._replace(grads=fresh)
     if reader is not None:
         reader.gather(new, fresh)
-        return new, fresh
+        return new, fetched
     finite = [
         gather_grads(table, entries, given.tensors, given.grads, out, backend=backend)
         for entries, out in ((index, selected_grads), (new, fresh))
     ]
-    return (new, fresh) if all(finite) else None
+    return (new, fetched) if all(finite) else None

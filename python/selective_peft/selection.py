@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from selective_kernels import SparseIndex, Table, gather, gather_bits, merge_
+from selective_kernels import Fetched, SparseIndex, Table, gather, merge_
+from selective_kernels.indexing import MergeArrays
 
 
 class Selection:
@@ -70,8 +71,8 @@ class Selection:
     def insert(
         self,
         new: SparseIndex,
-        table: Table,
-        aligned: Sequence[tuple[Tensor, Tensor]] = (),
+        fetched: Fetched,
+        aligned: MergeArrays = (),
         state: Mapping[str, Tensor] | None = None,
         backend: str = "auto",
     ) -> None:
@@ -79,28 +80,27 @@ class Selection:
 
         Args:
             new: the entries.
-            table: all tensors.
+            fetched: what stands there.
             aligned: pairs (array ordered like the index, values of the new entries) that are merged alike.
             state: float32 moments that the new entries begin with, by name; zeros without.
             backend: see `SelectiveAdamW`.
         """
-        fresh = {**self._history(new, table, backend), **(state or {})}
+        fresh = {**self._history(fetched), **(state or {})}
         merged = [(array, fresh.get(name)) for name, array in self.arrays.items()]
         merge_(self.index, new, [*merged, *aligned], backend=backend)
 
-    def replace(self, new: SparseIndex, table: Table, backend: str = "auto") -> None:
+    def replace(self, new: SparseIndex, fetched: Fetched) -> None:
         """Forgets all entries and holds these instead."""
         self.index.offsets[: new.count] = new.valid
         self.index = SparseIndex(self.index.offsets, new.starts)
-        for name, values in self._history(new, table, backend).items():
+        for name, values in self._history(fetched).items():
             self.arrays[name][: new.count] = values
 
-    def _history(self, new: SparseIndex, table: Table, backend: str) -> dict[str, Tensor]:
+    def _history(self, fetched: Fetched) -> dict[str, Tensor]:
         """What is kept of each entry from the time of its selection."""
-        chosen = torch.full((new.count,), self.step, dtype=torch.int32, device=self.index.offsets.device)
-        found = {"original": gather_bits(table, new, backend=backend), "chosen": chosen}
-        if self.master is not None:
-            found["master"] = gather(table, new, backend=backend)
+        found = {"original": fetched.bits, "chosen": torch.full_like(fetched.bits, self.step)}
+        if fetched.values is not None:
+            found["master"] = fetched.values
         return found
 
     def count_updates(self, tensors: Sequence[int], keep_missed: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selective_kernels import _native
 from selective_kernels.index import SparseIndex
-from selective_kernels.indexing import MergeArrays
+from selective_kernels.indexing import MergeArrays, raised
 from selective_kernels.table import COLUMNS, Table
 
 
@@ -27,13 +27,18 @@ def gather_bits(table: Table, index: SparseIndex) -> Tensor:
 
 
 def gather_grads(
-    table: Table, index: SparseIndex, tensors: Sequence[int], grads: Sequence[Tensor], out: Tensor
+    table: Table,
+    index: SparseIndex,
+    tensors: Sequence[int],
+    grads: Sequence[Tensor],
+    out: Tensor,
+    flag: Tensor | None = None,
 ) -> bool:
     """See `selective_kernels.indexing.gather_grads`."""
     rows = table.rows(index, tensors, grads)
     rows[0::COLUMNS] = rows[1::COLUMNS]  # what is gathered from is the row's first column
-    finite = _native.cpu().gather(rows, index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads())
-    return bool(finite)
+    finite = bool(_native.cpu().gather(rows, index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads()))
+    return finite if flag is None else raised(flag, finite)
 
 
 def scatter_(table: Table, index: SparseIndex, values: Tensor) -> None:

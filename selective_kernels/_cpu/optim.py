@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selective_kernels import _native
 from selective_kernels.index import SparseIndex
-from selective_kernels.optim import AdamGroup, Ages, SgdGroup, Update
+from selective_kernels.optim import AdamGroup, Ages, SgdGroup, Update, skipped
 from selective_kernels.table import Table
 
 
@@ -38,6 +38,8 @@ def _run(
     second: Tensor | None,
 ) -> None:
     """Calls a native step; `first` and `second` are the optimizer's per-entry state."""
+    if skipped(update):
+        return
     ages, alive = _ages(update.ages, len(update.table))
     arrays = [update.index.offsets, update.grads, first, second, update.master]
     kernel(
@@ -47,7 +49,7 @@ def _run(
         array("d", [value for group in groups for value in group]),
         [_address(each) for each in arrays],
         ages,
-        update.clip,
+        float(update.clip),
         torch.get_num_threads(),
     )
     del alive
@@ -63,6 +65,7 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
     _run(_native.cpu().sgd, update, groups, momentum_buffer, None)
 
 
-def square_sum(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> float:
+def square_sum(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> Tensor:
     """See `selective_kernels.optim.square_sum`."""
-    return float(_native.cpu().square_sum(table.rows(index, tensors), grads.data_ptr(), torch.get_num_threads()))
+    total = _native.cpu().square_sum(table.rows(index, tensors), grads.data_ptr(), torch.get_num_threads())
+    return torch.tensor(total, dtype=torch.float64)

@@ -20,6 +20,7 @@ from selective_kernels.checks import (
     check_numbers,
     check_sources,
 )
+from selective_kernels.fetched import Fetched, fetch
 from selective_kernels.index import SparseIndex
 from selective_kernels.ranges import ranged
 from selective_kernels.score import FAMILIES, Score
@@ -43,6 +44,7 @@ class CpuScan:
         )
         self._added: list[tuple[Sequence[int], Sequence[Tensor]]] = []  # finalize may read the gradients again
         self._numbers: set[int] = set()
+        self._found = SparseIndex.empty(len(table), device=table.device)
 
     @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
@@ -80,7 +82,12 @@ class CpuScan:
         offsets = torch.empty(count, dtype=torch.int32)
         self._scan.result(owners.data_ptr(), offsets.data_ptr())
         counts = torch.bincount(owners, minlength=len(self._table)).tolist()
-        return SparseIndex(offsets, [0, *accumulate(counts)], self._table.numels)
+        self._found = SparseIndex(offsets, [0, *accumulate(counts)], self._table.numels)
+        return self._found
+
+    def fetch(self) -> Fetched:
+        """See `Scan.fetch`."""
+        return fetch(self._table, self._found, self._score, self.gather, "cpu")
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""

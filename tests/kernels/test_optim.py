@@ -262,9 +262,11 @@ def test_c9_square_sum_is_the_same_everywhere(everywhere):
         values = [grads[index.starts[i] : index.starts[i + 1]].double().numpy() ** 2 for i in tensors]
         blocks = [each[j : j + 4096].cumsum()[-1] for each in values for j in range(0, len(each), 4096)]
         expected = float(np.cumsum([0.0, *blocks])[-1])  # cumsum adds in order
-        found = everywhere(lambda tensors=tensors: square_sum(table, index, tensors, grads))
+        found = everywhere(lambda tensors=tensors: float(square_sum(table, index, tensors, grads)))
         assert set(found.values()) == {expected}
-        assert square_sum(table, index, tensors, grads, backend="reference") == pytest.approx(expected, rel=1e-12)
+        assert float(square_sum(table, index, tensors, grads, backend="reference")) == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 def test_c6_ages_out_of_range_are_clamped(everywhere):
