@@ -1,8 +1,9 @@
 """Which backend serves which operation on which device: one table, one environment variable.
 
-Backends: "cpu" (compiled C++) and "reference" (PyTorch, any device). `backend="auto"` takes the first of the device's
-list that is available; `SELECTIVE_KERNELS_BACKEND` replaces "auto" everywhere. A backend that is asked for by name and
-missing raises; when "auto" has to skip one, it says so once.
+Backends: "cpu" (compiled C++), "triton" (CUDA tensors; CPU tensors only in Triton's interpreter, to test) and
+"reference" (PyTorch, any device). `backend="auto"` takes the first of the device's list that is available;
+`SELECTIVE_KERNELS_BACKEND` replaces "auto" everywhere. A backend that is asked for by name and missing raises; when
+"auto" has to skip one, it says so once.
 """
 
 from __future__ import annotations
@@ -15,29 +16,33 @@ from typing import Any
 
 import torch
 
-from selective_kernels import _native
+from selective_kernels import _native, _triton
 
 ENVIRONMENT_VARIABLE = "SELECTIVE_KERNELS_BACKEND"
-ORDER = {"cpu": ("cpu", "reference")}
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 OPS = {
     "topk": ("scan",),
     "indexing": ("gather", "gather_bits", "gather_grads", "scatter_", "swap_", "merge_"),
     "optim": ("adam_", "sgd_", "square_sum"),
 }
 MODULE_OF = {op: module for module, ops in OPS.items() for op in ops}
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "triton", "reference")
+DEFERRING = ("triton",)  # backends whose kernels look at flags on the device, so that nobody has to wait for them
 
 
 def _order(device_type: str) -> tuple[str, ...]:
     return ORDER.get(device_type, ("reference",))
 
 
-def unavailable(backend: str, device_type: str) -> str:
+def unavailable(backend: str, device: torch.device | str) -> str:
     """Why a backend cannot serve a device, or "" if it can."""
     if backend == "reference":
         return ""
-    if device_type != "cpu":
-        return f"its kernels work on CPU tensors, these are on {device_type!r}"
+    device = torch.device(device)
+    if backend == "triton":
+        return _triton.unavailable(device)
+    if device.type != "cpu":
+        return f"its kernels work on CPU tensors, these are on {device.type!r}"
     return _native.load()[1]
 
 
@@ -46,7 +51,7 @@ def _warn_skipped(backend: str, reason: str, used: str) -> None:
     warnings.warn(f"backend {backend!r} is not available ({reason}); using {used!r}, which is slower", stacklevel=4)
 
 
-def resolve(device_type: str, backend: str = "auto") -> str:
+def resolve(device: torch.device | str, backend: str = "auto") -> str:
     """The name of the backend that serves a device.
 
     Raises:
@@ -59,16 +64,16 @@ def resolve(device_type: str, backend: str = "auto") -> str:
     if backend != "auto":
         if backend not in BACKENDS:
             raise ValueError(f"{source}: expected 'auto' or one of {list(BACKENDS)}, got {backend!r}")
-        reason = unavailable(backend, device_type)
+        reason = unavailable(backend, device)
         if reason:
             raise RuntimeError(f"{source}={backend!r} is not available: {reason}\n{available()}")
         return backend
     skipped = ""
-    for name in _order(device_type):
-        reason = unavailable(name, device_type)
+    for name in _order(torch.device(device).type):
+        reason = unavailable(name, device)
         if not reason:
             if skipped:
-                _warn_skipped(skipped, unavailable(skipped, device_type), name)
+                _warn_skipped(skipped, unavailable(skipped, device), name)
             return name
         skipped = name
     raise AssertionError("the reference backend serves every device")
@@ -89,7 +94,12 @@ def reference_name(op: str) -> str:
 
 def implementation(op: str, device: torch.device, backend: str = "auto") -> Any:
     """The function that implements an operation; see `resolve` for the errors."""
-    return _function(op, resolve(device.type, backend))
+    return _function(op, resolve(device, backend))
+
+
+def defers(device: torch.device, backend: str = "auto") -> bool:
+    """Whether the backend that serves a device enqueues updates that look at a flag on the device before they run."""
+    return resolve(device, backend) in DEFERRING
 
 
 def available() -> str:
@@ -102,13 +112,13 @@ def available() -> str:
         if not module.has_openmp():
             threads = "1 thread (built without OpenMP)"
         cpu = f"available, instruction set {module.isa()} (of {', '.join(module.available_isas())}), {threads}"
-    return f"cpu: {cpu}\nreference: available (PyTorch, any device)"
+    return f"cpu: {cpu}\ntriton: {_triton.describe()}\nreference: available (PyTorch, any device)"
 
 
 def explain() -> str:
     """Which backend serves which operation, and why: instruction set, threads, what is missing."""
     lines = [f"{ENVIRONMENT_VARIABLE}={os.environ.get(ENVIRONMENT_VARIABLE, 'auto')}", available()]
-    for device in ("cpu", "other"):
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []), "meta"):
         try:
             chosen = resolve(device)
         except (RuntimeError, ValueError) as error:

@@ -20,8 +20,8 @@ from selective_kernels.checks import (
     check_score,
     check_sources,
 )
-from selective_kernels.index import SparseIndex
 from selective_kernels.fetched import Fetched, fetch
+from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads_ref
 from selective_kernels.per_tensor import PerTensorScan
 from selective_kernels.ranges import ranged
@@ -58,7 +58,10 @@ class Scan(Protocol):
         """
 
     def fetch(self) -> Fetched:
-        """After finalize, and before anything is written: gradients and parameters at the entries that it gave."""
+        """After finalize: gradients and parameters as they stood then at the entries that it gave.
+
+        Nothing may be written between the two.
+        """
 
     @property
     def threshold(self) -> float:

@@ -27,6 +27,7 @@ STANDARD |= {
     "inspect",
     "operator",
     "os",
+    "re",
     "time",
     "typing",
     "warnings",

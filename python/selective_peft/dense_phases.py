@@ -88,11 +88,11 @@ def _select_changes(optimizer: SelectiveOptimizer, table: Table, selection: Sele
     for i in changed:
         param = table.params[i]
         running.add([i], [difference(optimizer.state[param]["original"], param.detach())])
-    new = running.finalize()
     for i in changed:
         param = table.params[i]
         param.detach().copy_(optimizer.state[param]["original"])
         del optimizer.state[param]
+    new = running.finalize()
     selection.insert(new, running.fetch(), backend=backend)
 
 

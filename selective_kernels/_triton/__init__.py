@@ -40,14 +40,13 @@ def interpreted() -> bool:
 
 def unavailable(device: torch.device) -> str:
     """Why the kernels cannot serve a device, or "" if they can."""
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
-        return (
-            f"its kernels work on CUDA tensors, these are on {device.type!r}"
-            + (" (to test on CPU tensors, set TRITON_INTERPRET=1 before the start)" if device.type == "cpu" else "")
-        )  # fmt: skip
+    if device.type == "cpu" and not interpreted():
+        return "its kernels work on CUDA tensors, these are on 'cpu' (to test, set TRITON_INTERPRET=1 before the start)"
+    if device.type not in ("cpu", "cuda"):
+        return f"its kernels work on CUDA tensors, these are on {device.type!r}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        return f"its kernels need a GPU of compute capability 8.0 or more, {torch.cuda.get_device_name(device)} has {found}"
+        name, found = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        return f"its kernels need a GPU of compute capability 8.0 or more, {name} has {found[0]}.{found[1]}"
     return load()[1]
 
 
