@@ -1,0 +1,113 @@
+"""The table of tensors on the device, and how kernels find, read and write single entries through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from selective_kernels.hostcopy import to_device
+from selective_kernels.index import SparseIndex
+from selective_kernels.table import COLUMNS, Table
+
+# Columns of the device table, int64, each n_rows + 1 long: those of csrc/selective.h, then the running count of blocks
+# of BLOCK entries of the index list (blocks never straddle tensors), whose last item is the number of all blocks.
+PARAM = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+NUMEL = tl.constexpr(2)
+DTYPE = tl.constexpr(3)
+ID = tl.constexpr(4)
+BEGIN = tl.constexpr(5)
+END = tl.constexpr(6)
+BLOCKS = tl.constexpr(7)
+N_COLUMNS = 8
+BLOCK = 1024  # entries of an index list that one program handles
+# Contraction into fused multiply-adds would give other bits than every other backend (C2).
+OPTIONS = {"enable_fp_fusion": False}
+
+
+class Rows:
+    """A table of tensors for the kernels that work on an index list, block by block.
+
+    Args:
+        table, index: all tensors and the entries.
+        tensors, grads: as for `Table.rows`.
+        extra: further int64 columns, each n_rows long.
+
+    Attributes:
+        data: int64, on the device, shape (N_COLUMNS + len(extra), n_rows + 1).
+        n_rows: number of tensors.
+        n_blocks: number of programs that the entries need.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        index: SparseIndex,
+        tensors: Sequence[int] | None = None,
+        grads: Sequence[Tensor] | None = None,
+        extra: Sequence[Tensor] = (),
+    ) -> None:
+        rows = table.rows(index, tensors, grads)
+        self.n_rows = len(rows) // COLUMNS
+        columns = torch.zeros(N_COLUMNS + len(extra), self.n_rows + 1, dtype=torch.int64)
+        if self.n_rows:
+            columns[:COLUMNS, :-1] = torch.frombuffer(rows, dtype=torch.int64).view(-1, COLUMNS).t()
+            entries = columns[END.value] - columns[BEGIN.value]
+            columns[BLOCKS.value, 1:] = (entries[:-1] + (BLOCK - 1)).div_(BLOCK, rounding_mode="floor").cumsum(0)
+        for i, column in enumerate(extra):
+            columns[N_COLUMNS + i, :-1] = column
+        self.n_blocks = int(columns[BLOCKS.value, -1])
+        self.data = to_device(columns, table.device)
+
+
+@triton.jit
+def find_row(starts, n_rows, value):
+    """The last row whose start is at most `value`; starts ascend."""
+    low = 0
+    high = n_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(starts + middle) <= value:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def block_entries(rows, n_rows, BLOCK: tl.constexpr):
+    """What this program of a kernel over index lists handles: (row, places in the list, which of them are there)."""
+    stride = n_rows + 1
+    program = tl.program_id(0)
+    row = find_row(rows + BLOCKS * stride, n_rows, program)
+    first = tl.load(rows + BLOCKS * stride + row)
+    begin = tl.load(rows + BEGIN * stride + row)
+    end = tl.load(rows + END * stride + row)
+    entries = begin + (program - first) * BLOCK + tl.arange(0, BLOCK)
+    return row, entries, entries < end
+
+
+@triton.jit
+def load_float(address, offsets, mask, dtype):
+    """Entries of a tensor at `address` (int64), widened to float32; `dtype` is a code of `table.DTYPE_CODES`."""
+    if dtype == 0:
+        values = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask=mask, other=0.0)
+    elif dtype == 1:
+        values = tl.load(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask=mask, other=0.0).to(tl.float32)
+    else:
+        values = tl.load(address.to(tl.pointer_type(tl.float16)) + offsets, mask=mask, other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def load_bits(address, offsets, mask, dtype):
+    """Raw bits of entries of a tensor, zero-extended to int32."""
+    if dtype == 0:
+        bits = tl.load(address.to(tl.pointer_type(tl.int32)) + offsets, mask=mask, other=0)
+    else:
+        bits = tl.load(address.to(tl.pointer_type(tl.uint16)) + offsets, mask=mask, other=0).to(tl.int32)
+    return bits
