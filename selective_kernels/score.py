@@ -102,8 +102,13 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
+def tensor_salt(seed: int, tensor: int) -> int:
+    """What makes the random scores of a tensor its own: 64 bits."""
+    return _mix64((_mix64((seed + _GOLDEN) & _MASK64) + (tensor + 1) * _GOLDEN) & _MASK64)
+
+
 def _random_keys(param: Tensor, seed: int, tensor: int) -> Tensor:
-    salt = _mix64((_mix64((seed + _GOLDEN) & _MASK64) + (tensor + 1) * _GOLDEN) & _MASK64)
+    salt = tensor_salt(seed, tensor)
     offsets = torch.arange(param.numel(), device=param.device).reshape(param.shape)
     mixed = _mix32((_mix32(offsets ^ (salt & _MASK32)) + (salt >> 32)) & _MASK32)
     return ((mixed >> 2) + 0x20000000).to(torch.int32).view(torch.float32)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -29,6 +32,11 @@ BLOCK = 1024  # entries of an index list that one program handles
 OPTIONS = {"enable_fp_fusion": False}
 
 
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels are launched on the current device: makes it the tensors' one for a block."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 class Rows:
     """A table of tensors for the kernels that work on an index list, block by block.
 
@@ -36,6 +44,7 @@ class Rows:
         table, index: all tensors and the entries.
         tensors, grads: as for `Table.rows`.
         extra: further int64 columns, each n_rows long.
+        dtype_code: instead of the parameters' own, if what stands in the gradients' place has another dtype.
 
     Attributes:
         data: int64, on the device, shape (N_COLUMNS + len(extra), n_rows + 1).
@@ -50,8 +59,11 @@ class Rows:
         tensors: Sequence[int] | None = None,
         grads: Sequence[Tensor] | None = None,
         extra: Sequence[Tensor] = (),
+        dtype_code: int | None = None,
     ) -> None:
         rows = table.rows(index, tensors, grads)
+        if dtype_code is not None:
+            rows[DTYPE.value :: COLUMNS] = array("q", [dtype_code]) * (len(rows) // COLUMNS)
         self.n_rows = len(rows) // COLUMNS
         columns = torch.zeros(N_COLUMNS + len(extra), self.n_rows + 1, dtype=torch.int64)
         if self.n_rows:
@@ -111,3 +123,24 @@ def load_bits(address, offsets, mask, dtype):
     else:
         bits = tl.load(address.to(tl.pointer_type(tl.uint16)) + offsets, mask=mask, other=0).to(tl.int32)
     return bits
+
+
+@triton.jit
+def load_mixed(address, offsets, mask, dtype):
+    """`load_float` from several tensors at once: each entry has its own address and dtype."""
+    full = address.to(tl.pointer_type(tl.float32)) + offsets
+    brain = address.to(tl.pointer_type(tl.bfloat16)) + offsets
+    half = address.to(tl.pointer_type(tl.float16)) + offsets
+    values = tl.load(full, mask=mask & (dtype == 0), other=0.0)
+    values += tl.load(brain, mask=mask & (dtype == 1), other=0.0).to(tl.float32)
+    values += tl.load(half, mask=mask & (dtype == 2), other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def load_mixed_bits(address, offsets, mask, dtype):
+    """`load_bits` from several tensors at once."""
+    words = address.to(tl.pointer_type(tl.int32)) + offsets
+    halves = address.to(tl.pointer_type(tl.uint16)) + offsets
+    bits = tl.load(words, mask=mask & (dtype == 0), other=0)
+    return bits | tl.load(halves, mask=mask & (dtype != 0), other=0).to(tl.int32)

@@ -1,0 +1,1 @@
+from selective_kernels.indexing import gather_grads_ref as gather_grads

@@ -1,0 +1,105 @@
+"""How a scan divides a set of tensors into programs and samples; depends on their sizes only, so it is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from selective_kernels._triton.layout import LINE, MAX_ENTRIES, TILE
+from selective_kernels.hostcopy import to_device
+from selective_kernels.score import tensor_salt
+from selective_kernels.table import DTYPE_CODES, Table
+
+PROGRAMS = 8192  # beyond so many a program reads several tiles, up to MOST_TILES
+MOST_TILES = 16
+# How many lines are sampled: a share of them, between these. Fewer mean more candidates, more mean more to read.
+LEAST_SAMPLES, MOST_SAMPLES = 2**14, 2**17
+SAMPLED_SHARE = 256
+LEAST_STRIDE = 8  # at most one line of so many
+USEFUL_SAMPLES = 32  # with fewer a threshold is not worth having
+_plans: WeakKeyDictionary[Table, dict[tuple[int, ...] | None, Plan]] = WeakKeyDictionary()
+
+
+class Sample(NamedTuple):
+    """How a threshold for the best k is guessed.
+
+    Attributes:
+        lines: number of sampled lines; 0 if there is no sample, and everything is a candidate.
+        stride: one line of so many is sampled.
+        rank: the sampled score of this rank, best first, is the threshold: six standard deviations above what k of all
+            entries would give.
+        candidates: about how many entries reach it.
+    """
+
+    lines: int
+    stride: int
+    rank: int
+    candidates: int
+
+
+class Plan:
+    """The programs of a scan over some tensors of a table.
+
+    Attributes:
+        numel, n_lines, n_slots, n_chunks: of all these tensors; see `layout`.
+        tiles_per_chunk: what a program reads.
+        chunk_rows: int32, on the device: the row of each chunk.
+        columns: the fixed columns of `layout`, without the salts: int64, on the CPU.
+        dtype_code: of all tensors, or -1.
+    """
+
+    def __init__(self, table: Table, tensors: Sequence[int]) -> None:
+        numels = torch.tensor(table.numels, dtype=torch.int64)
+        flat = numels.cumsum(0) - numels
+        if int(numels.sum()) >= MAX_ENTRIES:
+            raise ValueError(f"params: expected fewer than {MAX_ENTRIES} entries in one scan, got {int(numels.sum())}")
+        chosen = torch.tensor(list(tensors), dtype=torch.int64)
+        mine = numels[chosen]
+        self.numel = int(mine.sum())
+        lines, tiles = -(-mine // LINE), -(-mine // TILE)
+        self.tiles_per_chunk = min(max(int(tiles.sum()) // PROGRAMS, 1), MOST_TILES)
+        chunks = -(-tiles // self.tiles_per_chunk)
+        counts = [lines, tiles + 1, chunks]
+        self.columns = [flat[chosen], *(count.cumsum(0) - count for count in counts)]
+        self.n_lines, self.n_slots, self.n_chunks = (int(count.sum()) for count in counts)
+        rows = torch.repeat_interleave(torch.arange(len(chosen), dtype=torch.int32), chunks)
+        self.chunk_rows = to_device(rows, table.device)
+        codes = {DTYPE_CODES[table.dtypes[i]] for i in tensors}
+        self.dtype_code = codes.pop() if len(codes) == 1 else -1
+
+    def sample(self, k: int) -> Sample:
+        """The sample for the best k."""
+        wanted = min(max(self.n_lines // SAMPLED_SHARE, LEAST_SAMPLES), MOST_SAMPLES)
+        stride = max(LEAST_STRIDE, self.n_lines // wanted)
+        lines = self.n_lines // stride
+        if lines < USEFUL_SAMPLES:
+            return Sample(0, 1, 0, self.numel)
+        expected = k * lines * LINE / self.numel
+        rank = int(expected + 6.0 * math.sqrt(expected) + 16.0)
+        if rank >= lines * LINE:
+            return Sample(0, 1, 0, self.numel)
+        return Sample(lines, stride, rank, min(rank * stride, self.numel))
+
+
+def plan_of(table: Table, tensors: Sequence[int]) -> Plan:
+    """The plan of some tensors, made once.
+
+    Raises:
+        ValueError: the table has too many entries for one scan.
+    """
+    known = _plans.setdefault(table, {})
+    key = None if len(tensors) == len(table) else tuple(tensors)
+    if key not in known:
+        known[key] = Plan(table, tensors)
+    return known[key]
+
+
+def salts(seed: int, tensors: Sequence[int]) -> Tensor:
+    """The salts of the random score, int64 with the bits of the unsigned numbers."""
+    found = [tensor_salt(seed, i) for i in tensors]
+    return torch.tensor([salt - 2**64 if salt >= 2**63 else salt for salt in found], dtype=torch.int64)
