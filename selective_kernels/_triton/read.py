@@ -14,12 +14,13 @@ from selective_kernels._triton.repair import DIGITS, repair_kernel
 from selective_kernels._triton.rows import OPTIONS, Rows, on_device
 from selective_kernels._triton.sample import (
     BINS,
-    LINES_PER_PROGRAM,
+    BLOCKS_PER_PROGRAM,
+    LINES_AT_ONCE,
     SLOTS_PER_PROGRAM,
     filter_kernel,
     prepare_kernel,
 )
-from selective_kernels._triton.scan import SELECTED_AT_ONCE, scan_kernel
+from selective_kernels._triton.scan import PART, SELECTED_AT_ONCE, scan_kernel
 from selective_kernels._triton.scores import kind_of
 from selective_kernels.hostcopy import to_device
 from selective_kernels.index import SparseIndex
@@ -133,7 +134,7 @@ class Read:
 
     def _prepare(self, n_samples: int) -> None:
         rows, index, plan = self._rows, self._index, self._plan
-        sampling = -(-n_samples // LINES_PER_PROGRAM) if self.selects else 0
+        sampling = -(-n_samples // (LINES_AT_ONCE * BLOCKS_PER_PROGRAM)) if self.selects else 0
         filling = -(-plan.n_slots // SLOTS_PER_PROGRAM) if index.count else 0
         histogram = torch.zeros(BINS if sampling else 0, dtype=torch.int32, device=self._device)
         longest = max((b - a for a, b in zip(index.starts, index.starts[1:], strict=False)), default=0)
@@ -152,7 +153,8 @@ class Read:
                 sampling,
                 KIND=self._kind,
                 HAS_SELECTED=index.count > 0,
-                LINES_PER_PROGRAM=LINES_PER_PROGRAM,
+                LINES_AT_ONCE=LINES_AT_ONCE,
+                BLOCKS_PER_PROGRAM=BLOCKS_PER_PROGRAM,
                 SLOTS_PER_PROGRAM=SLOTS_PER_PROGRAM,
                 BINS=BINS,
                 num_warps=NUM_WARPS,
@@ -180,6 +182,7 @@ class Read:
             HAS_SELECTED=self._index.count > 0,
             GATHERING=gathering,
             TILE=layout.TILE,
+            PART=PART,
             SELECTED_AT_ONCE=SELECTED_AT_ONCE,
             num_warps=NUM_WARPS,
             **OPTIONS,
@@ -223,9 +226,9 @@ class Read:
                 capacity,
                 COLLECTING=collecting,
                 KIND=self._kind,
-                DTYPE_CODE=self._dtype_code,
                 HAS_SELECTED=self._index.count > 0,
                 TILE=layout.TILE,
+                PART=PART,
                 SELECTED_AT_ONCE=SELECTED_AT_ONCE,
                 DIGITS=DIGITS,
                 num_warps=NUM_WARPS,

@@ -7,10 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from selective_kernels._triton.layout import CHUNKS, EPS, EXPONENT, FLAT, SALT, SLOTS, column, get_double, get_float
+from selective_kernels._triton.layout import CHUNKS, FLAT, SALT, SLOTS, column
 from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM
-from selective_kernels._triton.scan import append, composite_of, count_selected, read_tile_of
-from selective_kernels._triton.scores import LARGEST, score_bits
+from selective_kernels._triton.scan import append, look_closely
 
 DIGIT_BITS = 12
 DIGITS = 2**DIGIT_BITS
@@ -18,39 +17,12 @@ DIGITS = 2**DIGIT_BITS
 SHIFTS = (52, 40, 28, 16, 4, 0)
 
 
-@triton.jit
-def tile_candidates(
-    rows, n_rows, row, tile, selected, starts, control,
-    KIND: tl.constexpr, DTYPE_CODE: tl.constexpr, HAS_SELECTED: tl.constexpr, TILE: tl.constexpr,
-    SELECTED_AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """All selectable entries of a tile as candidates: (int64, which of them are there)."""
-    numel = column(rows, n_rows, row, NUMEL)
-    begin = column(rows, n_rows, row, BEGIN)
-    first = tile * TILE
-    n = tl.minimum(numel - first, TILE)
-    lane = tl.arange(0, TILE)
-    dtype = column(rows, n_rows, row, DTYPE)
-    param, grad = column(rows, n_rows, row, PARAM), column(rows, n_rows, row, GRAD)
-    grads, thetas = read_tile_of(param, grad, first, n, dtype, DTYPE_CODE, KIND, TILE)
-    eps, exponent = get_float(control, EPS), get_double(control, EXPONENT)
-    salt = column(rows, n_rows, row, SALT)
-    bits = score_bits(grads, thetas, (first + lane).to(tl.int32), salt, eps, exponent, KIND)
-    keep = (bits >= 1) & (bits <= LARGEST) & (lane < n)
-    if HAS_SELECTED:
-        slots = starts + column(rows, n_rows, row, SLOTS)
-        low = begin + tl.load(slots + tile)
-        high = begin + tl.load(slots + tile + 1)
-        keep = keep & (count_selected(selected, first, low, high, TILE, SELECTED_AT_ONCE) == 0)
-    return composite_of(bits, column(rows, n_rows, row, FLAT) + first + lane), keep
-
-
 @triton.jit(do_not_specialize=["n_rows", "tiles_per_chunk", "capacity", "shift", "digits"])
 def repair_kernel(
     rows, n_rows, chunk_rows, tiles_per_chunk, selected, starts, control, bounds, shift, digits, histogram,
     candidates, capacity,
-    COLLECTING: tl.constexpr, KIND: tl.constexpr, DTYPE_CODE: tl.constexpr, HAS_SELECTED: tl.constexpr,
-    TILE: tl.constexpr, SELECTED_AT_ONCE: tl.constexpr, DIGITS: tl.constexpr,
+    COLLECTING: tl.constexpr, KIND: tl.constexpr, HAS_SELECTED: tl.constexpr, TILE: tl.constexpr,
+    PART: tl.constexpr, SELECTED_AT_ONCE: tl.constexpr, DIGITS: tl.constexpr,
 ):  # fmt: skip
     """Looks at the candidates from bounds[0] to bounds[1] (int64), both included.
 
@@ -59,18 +31,29 @@ def repair_kernel(
     """
     chunk = tl.program_id(0)
     row = tl.load(chunk_rows + chunk)
-    first_tile = (chunk - column(rows, n_rows, row, CHUNKS)) * tiles_per_chunk
-    last_tile = tl.minimum(first_tile + tiles_per_chunk, (column(rows, n_rows, row, NUMEL) + TILE - 1) // TILE)
+    numel = column(rows, n_rows, row, NUMEL)
+    param, grad = column(rows, n_rows, row, PARAM), column(rows, n_rows, row, GRAD)
+    dtype, salt = column(rows, n_rows, row, DTYPE), column(rows, n_rows, row, SALT)
+    flat, begin = column(rows, n_rows, row, FLAT), column(rows, n_rows, row, BEGIN)
+    slots = starts + column(rows, n_rows, row, SLOTS)
     least, most = tl.load(bounds), tl.load(bounds + 1)
-    for tile in range(first_tile, last_tile):
-        composites, keep = tile_candidates(
-            rows, n_rows, row, tile, selected, starts, control, KIND, DTYPE_CODE, HAS_SELECTED, TILE, SELECTED_AT_ONCE
-        )
-        keep = keep & (composites >= least) & (composites <= most)
+    first = (chunk - column(rows, n_rows, row, CHUNKS)) * tiles_per_chunk * TILE
+    last = tl.minimum(first + tiles_per_chunk * TILE, numel)
+    for start in range(first, last, PART):
+        low = begin
+        high = begin
+        if HAS_SELECTED:
+            low = begin + tl.load(slots + start // TILE)
+            high = begin + tl.load(slots + start // TILE + 1)
+        _, found, keep = look_closely(
+            param, grad, dtype, salt, flat, start, last - start, selected, low, high, control,
+            KIND, HAS_SELECTED, PART, SELECTED_AT_ONCE,
+        )  # fmt: skip
+        keep = keep & (found >= least) & (found <= most)
         if COLLECTING:
-            append(candidates, capacity, control, composites, keep)
+            append(candidates, capacity, control, found, keep)
         else:
             # the sign bit turned around: the order of unsigned numbers; an arithmetic shift is cut off by the digit
-            digit = ((composites ^ (-(2**63))) >> shift) & (digits - 1)
+            digit = ((found ^ (-(2**63))) >> shift) & (digits - 1)
             counts = tl.histogram(tl.where(keep, digit, 0).to(tl.int32), DIGITS, mask=keep)
             tl.atomic_add(histogram + tl.arange(0, DIGITS), counts.to(tl.int64), mask=counts > 0)

@@ -43,7 +43,8 @@ from selective_kernels._triton.scores import (
     score_bits,
 )
 
-LINES_PER_PROGRAM = 512
+LINES_AT_ONCE = 64
+BLOCKS_PER_PROGRAM = 8
 SLOTS_PER_PROGRAM = 1024
 BIN_SHIFT = tl.constexpr(18)  # scores that agree in the bits above share a bin: 32 bins per power of two
 BINS = 2**13
@@ -66,12 +67,15 @@ def tile_starts(rows, n_rows, offsets, starts, n_slots, row_steps, entry_steps, 
 
 
 @triton.jit
-def sample_scores(
-    rows, n_rows, offsets, control, histogram, n_samples, row_steps, entry_steps, block,
-    KIND: tl.constexpr, HAS_SELECTED: tl.constexpr, LINES_PER_PROGRAM: tl.constexpr, BINS: tl.constexpr,
+def sample_bins(
+    rows, n_rows, offsets, control, n_samples, row_steps, entry_steps, block,
+    KIND: tl.constexpr, HAS_SELECTED: tl.constexpr, LINES_AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Counts the scores of one line at a random place in each `stride` of them; selected entries do not count."""
-    sample = block * LINES_PER_PROGRAM + tl.arange(0, LINES_PER_PROGRAM)
+    """Bins of the scores of one line at a random place in each STRIDE of them: (int32, which of them count).
+
+    Selected entries do not count.
+    """
+    sample = block * LINES_AT_ONCE + tl.arange(0, LINES_AT_ONCE)
     there = sample < n_samples
     sample = tl.where(there, sample, 0)
     stride = get(control, STRIDE)
@@ -81,7 +85,7 @@ def sample_scores(
     entry = first[:, None] + tl.arange(0, SAMPLE_LINE)[None, :]
     mask = there[:, None] & (entry < column(rows, n_rows, row, NUMEL)[:, None])
     dtype = column(rows, n_rows, row, DTYPE)[:, None]
-    grad = tl.zeros([LINES_PER_PROGRAM, SAMPLE_LINE], tl.float32)
+    grad = tl.zeros([LINES_AT_ONCE, SAMPLE_LINE], tl.float32)
     theta = grad
     if reads_grad(KIND):
         grad = load_mixed(column(rows, n_rows, row, GRAD)[:, None], entry, mask, dtype)
@@ -100,25 +104,27 @@ def sample_scores(
         high = high[:, None] + tl.zeros_like(entry)
         place = lower_bounds(offsets, low, high, entry, 5)
         keep = keep & ((place < high) & (tl.load(offsets + place, mask=place < high, other=-1) == entry) == 0)
-    bins = tl.reshape(bits >> BIN_SHIFT, [LINES_PER_PROGRAM * SAMPLE_LINE])
-    flat_keep = tl.reshape(keep, [LINES_PER_PROGRAM * SAMPLE_LINE])
-    counts = tl.histogram(tl.where(flat_keep, bins, 0), BINS, mask=flat_keep)
-    tl.atomic_add(histogram + tl.arange(0, BINS), counts, mask=counts > 0)
+    flat: tl.constexpr = LINES_AT_ONCE * SAMPLE_LINE
+    return tl.reshape(bits >> BIN_SHIFT, [flat]), tl.reshape(keep, [flat])
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_samples", "n_slots", "row_steps", "entry_steps", "n_sampling"])
 def prepare_kernel(
     rows, n_rows, offsets, control, histogram, starts, n_samples, n_slots, row_steps, entry_steps, n_sampling,
-    KIND: tl.constexpr, HAS_SELECTED: tl.constexpr, LINES_PER_PROGRAM: tl.constexpr, SLOTS_PER_PROGRAM: tl.constexpr,
-    BINS: tl.constexpr,
+    KIND: tl.constexpr, HAS_SELECTED: tl.constexpr, LINES_AT_ONCE: tl.constexpr, BLOCKS_PER_PROGRAM: tl.constexpr,
+    SLOTS_PER_PROGRAM: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """The first `n_sampling` programs sample into `histogram` (int32, BINS), the others fill `starts` (int32)."""
     program = tl.program_id(0)
     if program < n_sampling:
-        sample_scores(
-            rows, n_rows, offsets, control, histogram, n_samples, row_steps, entry_steps, program,
-            KIND, HAS_SELECTED, LINES_PER_PROGRAM, BINS,
-        )  # fmt: skip
+        counts = tl.zeros([BINS], tl.int32)
+        for i in range(BLOCKS_PER_PROGRAM):
+            bins, keep = sample_bins(
+                rows, n_rows, offsets, control, n_samples, row_steps, entry_steps, program * BLOCKS_PER_PROGRAM + i,
+                KIND, HAS_SELECTED, LINES_AT_ONCE,
+            )  # fmt: skip
+            counts += tl.histogram(tl.where(keep, bins, 0), BINS, mask=keep)
+        tl.atomic_add(histogram + tl.arange(0, BINS), counts, mask=counts > 0)
     else:
         tile_starts(
             rows, n_rows, offsets, starts, n_slots, row_steps, entry_steps, program - n_sampling, SLOTS_PER_PROGRAM
