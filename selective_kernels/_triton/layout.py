@@ -59,11 +59,6 @@ def get_double(control, item: tl.constexpr):
 
 
 @triton.jit
-def column(rows, n_rows, row, which: tl.constexpr):
-    return tl.load(rows + which * (n_rows + 1) + row)
-
-
-@triton.jit
 def find_rows(starts, n_rows, values, steps):
     """`rows.find_row` for many values; `steps` is the bit length of n_rows."""
     low = tl.zeros_like(values)
@@ -73,16 +68,4 @@ def find_rows(starts, n_rows, values, steps):
         right = tl.load(starts + middle) <= values
         low = tl.where(right, middle, low)
         high = tl.where(right, high, middle)
-    return low
-
-
-@triton.jit
-def lower_bounds(ascending, low, high, values, steps):
-    """The first places in [low, high) whose item is at least its value; `steps` is the bit length of the longest."""
-    for _ in range(steps):
-        open_ = low < high
-        middle = (low + high) // 2
-        less = tl.load(ascending + middle, mask=open_, other=0) < values
-        low = tl.where(open_ & less, middle + 1, low)
-        high = tl.where(open_ & (less == 0), middle, high)
     return low

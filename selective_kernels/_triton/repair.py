@@ -7,8 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from selective_kernels._triton.layout import CHUNKS, FLAT, SALT, SLOTS, column
-from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM
+from selective_kernels._triton.layout import CHUNKS, FLAT, SALT, SLOTS
+from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM, column
 from selective_kernels._triton.scan import append, look_closely
 
 DIGIT_BITS = 12

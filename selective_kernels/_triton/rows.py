@@ -45,6 +45,7 @@ class Rows:
         tensors, grads: as for `Table.rows`.
         extra: further int64 columns, each n_rows long.
         dtype_code: instead of the parameters' own, if what stands in the gradients' place has another dtype.
+        block: entries per program.
 
     Attributes:
         data: int64, on the device, shape (N_COLUMNS + len(extra), n_rows + 1).
@@ -60,6 +61,7 @@ class Rows:
         grads: Sequence[Tensor] | None = None,
         extra: Sequence[Tensor] = (),
         dtype_code: int | None = None,
+        block: int = BLOCK,
     ) -> None:
         rows = table.rows(index, tensors, grads)
         if dtype_code is not None:
@@ -69,11 +71,17 @@ class Rows:
         if self.n_rows:
             columns[:COLUMNS, :-1] = torch.frombuffer(rows, dtype=torch.int64).view(-1, COLUMNS).t()
             entries = columns[END.value] - columns[BEGIN.value]
-            columns[BLOCKS.value, 1:] = (entries[:-1] + (BLOCK - 1)).div_(BLOCK, rounding_mode="floor").cumsum(0)
+            columns[BLOCKS.value, 1:] = (entries[:-1] + (block - 1)).div_(block, rounding_mode="floor").cumsum(0)
         for i, column in enumerate(extra):
             columns[N_COLUMNS + i, :-1] = column
         self.n_blocks = int(columns[BLOCKS.value, -1])
         self.data = to_device(columns, table.device)
+
+
+@triton.jit
+def column(rows, n_rows, row, which: tl.constexpr):
+    """One item of the device table, or one of each of several rows."""
+    return tl.load(rows + which * (n_rows + 1) + row)
 
 
 @triton.jit
@@ -91,16 +99,25 @@ def find_row(starts, n_rows, value):
 
 
 @triton.jit
+def lower_bounds(ascending, low, high, values, steps):
+    """The first places in [low, high) whose item is at least its value; `steps` is the bit length of the longest."""
+    for _ in range(steps):
+        open_ = low < high
+        middle = (low + high) // 2
+        less = tl.load(ascending + middle, mask=open_, other=0) < values
+        low = tl.where(open_ & less, middle + 1, low)
+        high = tl.where(open_ & (less == 0), middle, high)
+    return low
+
+
+@triton.jit
 def block_entries(rows, n_rows, BLOCK: tl.constexpr):
     """What this program of a kernel over index lists handles: (row, places in the list, which of them are there)."""
-    stride = n_rows + 1
     program = tl.program_id(0)
-    row = find_row(rows + BLOCKS * stride, n_rows, program)
-    first = tl.load(rows + BLOCKS * stride + row)
-    begin = tl.load(rows + BEGIN * stride + row)
-    end = tl.load(rows + END * stride + row)
-    entries = begin + (program - first) * BLOCK + tl.arange(0, BLOCK)
-    return row, entries, entries < end
+    row = find_row(rows + BLOCKS * (n_rows + 1), n_rows, program)
+    block = program - column(rows, n_rows, row, BLOCKS)
+    entries = column(rows, n_rows, row, BEGIN) + block * BLOCK + tl.arange(0, BLOCK)
+    return row, entries, entries < column(rows, n_rows, row, END)
 
 
 @triton.jit
@@ -123,6 +140,54 @@ def load_bits(address, offsets, mask, dtype):
     else:
         bits = tl.load(address.to(tl.pointer_type(tl.uint16)) + offsets, mask=mask, other=0).to(tl.int32)
     return bits
+
+
+@triton.jit
+def brain_bits(values):
+    """float32 values as bits of bfloat16 (int32), rounded to nearest even as in csrc/convert.h; NaN stays NaN."""
+    bits = values.to(tl.uint32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return tl.where(nan, (bits >> 16) | 0x0040, rounded).to(tl.int32)
+
+
+@triton.jit
+def narrow_bits(values, dtype):
+    """Raw bits (int32) of float32 values, rounded to the dtype of a code."""
+    if dtype == 0:
+        bits = values.to(tl.int32, bitcast=True)
+    elif dtype == 1:
+        bits = brain_bits(values)
+    else:
+        bits = values.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.int32)
+    return bits
+
+
+@triton.jit
+def widen_bits(bits, dtype):
+    """float32 values of raw bits (int32)."""
+    if dtype == 0:
+        values = bits.to(tl.float32, bitcast=True)
+    elif dtype == 1:
+        values = (bits << 16).to(tl.float32, bitcast=True)
+    else:
+        values = bits.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    return values
+
+
+@triton.jit
+def store_bits(address, offsets, bits, mask, dtype):
+    """Writes raw bits (int32) to entries of a tensor."""
+    if dtype == 0:
+        tl.store(address.to(tl.pointer_type(tl.int32)) + offsets, bits, mask=mask)
+    else:
+        tl.store(address.to(tl.pointer_type(tl.uint16)) + offsets, bits.to(tl.uint16), mask=mask)
+
+
+@triton.jit
+def store_float(address, offsets, values, mask, dtype):
+    """Writes float32 values to entries of a tensor, rounded to its dtype."""
+    store_bits(address, offsets, narrow_bits(values, dtype), mask, dtype)
 
 
 @triton.jit

@@ -22,14 +22,12 @@ from selective_kernels._triton.layout import (
     SLOTS,
     STRIDE,
     TILE,
-    column,
     find_rows,
     get,
     get_double,
     get_float,
-    lower_bounds,
 )
-from selective_kernels._triton.rows import BEGIN, DTYPE, END, GRAD, NUMEL, PARAM, load_mixed
+from selective_kernels._triton.rows import BEGIN, DTYPE, END, GRAD, NUMEL, PARAM, column, load_mixed, lower_bounds
 from selective_kernels._triton.scores import (
     ANY,
     HALF,

@@ -22,12 +22,11 @@ from selective_kernels._triton.layout import (
     SALT,
     SCALED,
     SLOTS,
-    column,
     get,
     get_double,
     get_float,
 )
-from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM, load_float
+from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM, column, load_float
 from selective_kernels._triton.scores import (
     INFINITY,
     LARGEST,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from selective_kernels._triton.layout import CONTROL, FLAT_BITS, FLAT_MASK, MIDDLE, UNUSED, column, find_rows
+from selective_kernels._triton.layout import CONTROL, FLAT_BITS, FLAT_MASK, MIDDLE, UNUSED, find_rows
 from selective_kernels._triton.rows import (
     BLOCK,
     DTYPE,
@@ -18,6 +18,7 @@ from selective_kernels._triton.rows import (
     OPTIONS,
     PARAM,
     Rows,
+    column,
     load_mixed,
     load_mixed_bits,
     on_device,

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 # OpenMP reads this when torch loads it. Seven threads that spin while they wait make the suite ten times slower on
 # two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Triton reads this when it is imported: its kernels then run on CPU tensors. Set it to 0 on a machine with a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-from selective_kernels import Score, SparseIndex
+from selective_kernels import Score, SparseIndex, dispatch
+from selective_kernels.dispatch import ENVIRONMENT_VARIABLE
 from selective_kernels.testing import isa_paths, num_threads, use_isa
 
 # "suite" draws the same examples in every run, so that a failure is a change of the code; use
@@ -25,6 +28,8 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000
 hypothesis.settings.load_profile("suite")
 
 # Every instruction set with as many threads as CI has cores, and the fastest with one thread and with too many.
+# On a GPU the Triton kernels have tests of their own, whose tensors are there.
+TRITON = not dispatch.unavailable("triton", "cpu")
 PATHS = [(isa, 2) for isa in isa_paths()] + [(isa_paths()[0], 1), (isa_paths()[0], 7)]
 
 
@@ -40,13 +45,17 @@ def poisoned_outputs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def everywhere() -> Callable[[Callable[[], Any]], dict[str, Any]]:
-    """everywhere(f): what f() gives on each path of the compiled kernels, by the path's name."""
+    """everywhere(f): what f() gives on each path of the compiled kernels and in Triton's interpreter, by path."""
 
     def run(function: Callable[[], Any]) -> dict[str, Any]:
         results = {}
         for isa, threads in PATHS:
             with use_isa(isa), num_threads(threads):
                 results[f"{isa}, {threads} threads"] = function()
+        if TRITON:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(ENVIRONMENT_VARIABLE, "triton")
+                results["triton"] = function()
         return results
 
     return run

@@ -1,0 +1,63 @@
+"""Bias corrections by age, for "per_entry": computed in double once, kept on each device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selective_kernels.hostcopy import to_device
+
+NOTHING = 1e-12  # a power of beta below this no longer changes a float32 correction
+LEAST_AGES = 1024
+Betas = tuple[float, float]
+_known: dict[tuple[tuple[Betas, ...], torch.device], Corrections] = {}
+
+
+class Corrections(NamedTuple):
+    """Corrections of some pairs of betas, one after the other.
+
+    Attributes:
+        first, second: float32, on the device, by place: 1 - beta1^age and sqrt(1 - beta2^age).
+        places: of each pair of betas: the place of age 0, and the last age that it has.
+    """
+
+    first: Tensor
+    second: Tensor
+    places: dict[Betas, tuple[int, int]]
+
+
+def _of_one(beta: float, ages: Tensor) -> Tensor:
+    return 1.0 - torch.pow(torch.tensor(beta, dtype=torch.float64), ages)
+
+
+def _ages_that_matter(betas: Betas, most: int) -> int:
+    """The age from which on both corrections stay one, `most` at most."""
+    age = 2
+    while age < most:
+        if max(betas[0] ** age, betas[1] ** age) < NOTHING:
+            return age
+        age *= 2
+    return most
+
+
+def corrections_of(betas: Sequence[Betas], most: int, device: torch.device) -> Corrections:
+    """The corrections of pairs of betas for ages up to `most`; from the last age that is there they stay the same."""
+    pairs = tuple(dict.fromkeys(betas))
+    key = (pairs, device)
+    known = _known.get(key)
+    if known is not None and all(known.places[pair][1] >= _ages_that_matter(pair, most) for pair in pairs):
+        return known
+    room = max(LEAST_AGES, 2 * most)
+    first, second, places, length = [], [], {}, 0
+    for pair in pairs:
+        last = _ages_that_matter(pair, room)
+        ages = torch.arange(last + 1, dtype=torch.float64)
+        first.append(_of_one(pair[0], ages).float())
+        second.append(_of_one(pair[1], ages).sqrt().float())
+        places[pair] = (length, last)
+        length += last + 1
+    _known[key] = Corrections(to_device(torch.cat(first), device), to_device(torch.cat(second), device), places)
+    return _known[key]
