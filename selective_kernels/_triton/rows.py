@@ -196,10 +196,10 @@ def load_mixed(address, offsets, mask, dtype):
     full = address.to(tl.pointer_type(tl.float32)) + offsets
     brain = address.to(tl.pointer_type(tl.bfloat16)) + offsets
     half = address.to(tl.pointer_type(tl.float16)) + offsets
+    # chosen, not added up: a sum would lose the sign of zero
     values = tl.load(full, mask=mask & (dtype == 0), other=0.0)
-    values += tl.load(brain, mask=mask & (dtype == 1), other=0.0).to(tl.float32)
-    values += tl.load(half, mask=mask & (dtype == 2), other=0.0).to(tl.float32)
-    return values
+    values = tl.where(dtype == 1, tl.load(brain, mask=mask & (dtype == 1), other=0.0).to(tl.float32), values)
+    return tl.where(dtype == 2, tl.load(half, mask=mask & (dtype == 2), other=0.0).to(tl.float32), values)
 
 
 @triton.jit

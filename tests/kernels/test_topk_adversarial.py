@@ -191,7 +191,7 @@ def test_c4_adversarial(everywhere, ranking, dtype, name):
     ranked = ranking(params, grads, score)
     for k in KS:
         expected = ranked.top(k)
-        for actual, _ in everywhere(lambda k=k: run(params, grads, k, score)).values():
+        for actual, _ in everywhere(lambda k=k: run(params, grads, k, score), triton=False).values():
             assert_same_index(actual, expected)
         kth = np.float32(ranked.threshold(k))
         for hint in [*HINTS, kth, np.nextafter(kth, np.float32(np.inf)), np.nextafter(kth, np.float32(-1))]:
@@ -222,7 +222,7 @@ def test_c4_passes_tell_of_repairs(everywhere, ranking, name, k, hint, passes):
     params, grads, score = tensors_of(name, torch.float32)
     kth = np.float32(ranking(params, grads, score).threshold(k))
     hint = {"kth": float(kth), "above": float(np.nextafter(kth, np.float32(np.inf)))}.get(hint, hint)
-    assert {got for _, got in everywhere(lambda: run(params, grads, k, score, hint)).values()} == {passes}
+    assert {got for _, got in everywhere(lambda: run(params, grads, k, score, hint), triton=False).values()} == {passes}
 
 
 @pytest.mark.parametrize("name", ["ordinary", "all_equal", "two_values"])
@@ -232,7 +232,7 @@ def test_c4_selected_is_the_current_top(everywhere, ranking, name):
     index = ranking(params, grads, score).top(20_000)
     ranked = ranking(params, grads, score, index)
     for k in (1, 1000, N):
-        for actual, passes in everywhere(lambda k=k: run(params, grads, k, score, None, index)).values():
+        for actual, passes in everywhere(lambda k=k: run(params, grads, k, score, None, index), triton=False).values():
             assert_same_index(actual, ranked.top(k))
             assert passes == 1
 
@@ -242,5 +242,7 @@ def test_c3_everything_is_selected(everywhere):
     index = SparseIndex.from_lists([torch.arange(N)])
     grad = torch.from_numpy(normal())
     for hint in (None, 0.0, 1.0):
-        found = everywhere(lambda hint=hint: run([torch.zeros(N)], [grad], 1000, D3, hint, index)[0].count)
+        found = everywhere(
+            lambda hint=hint: run([torch.zeros(N)], [grad], 1000, D3, hint, index)[0].count, triton=False
+        )
         assert set(found.values()) == {0}
