@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from selective_kernels import Table, Update
+from selective_kernels import Table, Update, dispatch
 from selective_peft.arguments import Settings, check_group_params, listed
 from selective_peft.budgets import apportion, resolve_budget
 from selective_peft.gradients import param_names
+from selective_peft.pending import Pending
 from selective_peft.schedules import quota, tabulate
 from selective_peft.search import Wanted
 from selective_peft.selection import Selection
@@ -26,8 +27,12 @@ class BoundOptimizer(Optimizer):
     _moments: tuple[str, ...] = ()  # names of the per-entry float32 state
     _dense_state: tuple[str, ...] = ()  # names of what each parameter with dense state must have
 
+    _can_defer = True  # updates look at a flag on the device, see `pending`
+
     def __init__(self, params: Any, defaults: dict[str, Any], settings: Settings) -> None:
         self._settings = settings
+        self._pending: Pending | None = None
+        self._defers = False
         self._selection: Selection | None = None
         self._table: Table | None = None
         self._schedule: Tensor | None = None
@@ -38,6 +43,28 @@ class BoundOptimizer(Optimizer):
         self._check_params([])
         self._final_budget()
 
+    @property
+    def _selection(self) -> Selection | None:
+        """What is selected, after it is known whether the last step was made."""
+        self._settle()
+        return self._settled
+
+    @_selection.setter
+    def _selection(self, selection: Selection | None) -> None:
+        self._pending, self._settled = None, selection
+
+    def _settle(self) -> None:
+        """Waits for the outcome of the last step, if nobody has yet."""
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.skipped():
+            assert self._settled is not None
+            pending.take_back(self._settled, self.state)
+            self._report_nonfinite(self._settled)
+
+    @abstractmethod
+    def _report_nonfinite(self, selection: Selection) -> None:
+        """Counts a step that was skipped because of inf or NaN, or raises."""
+
     @abstractmethod
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Raises for hyper-parameters out of range."""
@@ -47,8 +74,8 @@ class BoundOptimizer(Optimizer):
         """Updates the selected entries."""
 
     @abstractmethod
-    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
-        """Updates whole parameters, which have a gradient."""
+    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any], skip: Tensor | None = None) -> None:
+        """Updates whole parameters, which have a gradient; `skip` as in `selective_kernels.Update`."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; `selective=False` trains the whole group outside the budget.
@@ -184,6 +211,8 @@ class BoundOptimizer(Optimizer):
                 )
             self._selection.adapt(table)
         self._table = table
+        waits = self._settings.nonfinite == "raise" or self._settings.repeats or self._settings.warmup_steps
+        self._defers = self._can_defer and not waits and dispatch.defers(table.device, self._settings.backend)
         return table
 
     def _make_table(self) -> Table:

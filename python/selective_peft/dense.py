@@ -35,8 +35,13 @@ def _laid_out(grad: Tensor, param: Tensor) -> Tensor:
     return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
 
 
-def dense_adam_(params: Sequence[Tensor], group: Mapping[str, Any], state: State, *, decoupled: bool) -> None:
-    """torch's Adam (or AdamW, if `decoupled`) on parameters that have a gradient; keeps their first values."""
+def dense_adam_(
+    params: Sequence[Tensor], group: Mapping[str, Any], state: State, skip: Tensor | None = None, *, decoupled: bool
+) -> None:
+    """torch's Adam (or AdamW, if `decoupled`) on parameters that have a gradient; keeps their first values.
+
+    `skip` (int32, shape (1,), on a device): unless zero, no tensor changes. torch's fused update looks at it.
+    """
     _prepare(params, state, ("exp_avg", "exp_avg_sq"))
     grads = [_laid_out(param.grad, param) for param in params if param.grad is not None]
     beta1, beta2 = group["betas"]
@@ -49,6 +54,7 @@ def dense_adam_(params: Sequence[Tensor], group: Mapping[str, Any], state: State
         [state[param]["step"] for param in params],
         foreach=False,
         fused=_fused(params),
+        found_inf=None if skip is None else skip.reshape(()).float(),
         decoupled_weight_decay=decoupled,
         amsgrad=False,
         beta1=beta1,
@@ -60,14 +66,16 @@ def dense_adam_(params: Sequence[Tensor], group: Mapping[str, Any], state: State
     )
 
 
-def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State) -> None:
+def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State, skip: Tensor | None = None) -> None:
     """torch's SGD on parameters that have a gradient; keeps their first values.
 
     Not fused: torch 2.13's fused CPU kernel gives wrong results for 16-bit parameters, and for parameters of which some
-    have no momentum buffer yet.
+    have no momentum buffer yet. So `skip`, as in `dense_adam_`, needs a copy of what the update writes.
     """
     _prepare(params, state, ())
     buffers = [state[param].get("momentum_buffer") for param in params]
+    written = [] if skip is None else [*params, *(buffer for buffer in buffers if buffer is not None)]
+    before = [tensor.detach().clone() for tensor in written]
     sgd(
         list(params),
         [param.grad for param in params if param.grad is not None],
@@ -81,8 +89,11 @@ def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State)
         nesterov=group["nesterov"],
         maximize=False,
     )
+    for tensor, old in zip(written, before, strict=True):
+        assert skip is not None
+        tensor.copy_(torch.where(skip.reshape(()).to(tensor.device) != 0, old, tensor))
     for param, buffer in zip(params, buffers, strict=True):
-        state[param]["step"] += 1
+        state[param]["step"] += 1 if skip is None else (skip.reshape(()) == 0).to(param.device)
         if group["momentum"]:
             state[param]["momentum_buffer"] = buffer
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selective_kernels.checks import check_grad_form
 
@@ -26,8 +27,8 @@ def nonfinite_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def check_dense_grads(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the gradients of the groups with selective=False are finite.
+def dense_grads(groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    """The gradients of the groups with selective=False.
 
     Raises:
         TypeError, ValueError: a gradient of another dtype, layout, shape or device than its parameter.
@@ -41,4 +42,4 @@ def check_dense_grads(groups: Sequence[Mapping[str, Any]]) -> bool:
     ]
     for name, param, grad in found:
         check_grad_form(grad, param, name)
-    return all(bool(torch.isfinite(grad).all()) for _, _, grad in found)
+    return [grad for _, _, grad in found]

@@ -98,8 +98,8 @@ class SelectiveAdam(SelectiveOptimizer):
         arrays = self._selection.arrays
         adam_(update, arrays["exp_avg"], arrays["exp_avg_sq"], groups, backend=self._settings.backend)
 
-    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
-        dense_adam_(params, group, self.state, decoupled=self._decoupled)
+    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any], skip: Tensor | None = None) -> None:
+        dense_adam_(params, group, self.state, skip, decoupled=self._decoupled)
 
 
 class SelectiveAdamW(SelectiveAdam):
@@ -129,8 +129,9 @@ class SelectiveAdamW(SelectiveAdam):
         bias_correction: "global" as in torch, or "per_entry": each scalar counts its own updates, so that late ones do
             not start with steps of up to 3.2 lr.
         max_grad_norm: clip by the norm over the selected scalars' gradients; None for no clipping.
-        nonfinite: "skip" a step whose gradients hold inf or NaN (counted in `skipped_steps`), or "raise".
-        backend: "auto", "cpu" or "reference".
+        nonfinite: "skip" a step whose gradients hold inf or NaN (counted in `skipped_steps`), or "raise". On a GPU
+            "skip" waits for nothing: the next step, or whoever asks, learns that a step was skipped. "raise" waits.
+        backend: "auto", or one of "cpu", "triton" and "reference"; see `selective_kernels.explain()`.
         amsgrad, maximize, capturable, differentiable: must be False.
         foreach, fused: accepted for compatibility and ignored, with a warning.
 
@@ -225,5 +226,5 @@ class SelectiveSGD(SelectiveOptimizer):
         ]
         sgd_(update, self._selection.arrays["momentum_buffer"], groups, backend=self._settings.backend)
 
-    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
-        dense_sgd_(params, group, self.state)
+    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any], skip: Tensor | None = None) -> None:
+        dense_sgd_(params, group, self.state, skip)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from selective_kernels import SparseIndex, Table, Update, gather_grads, square_sum
+from selective_kernels.hostcopy import HostCopy
 from selective_kernels.optim import Ages
 from selective_peft import dense_phases
 from selective_peft.dense_phases import CLIP_EPS
-from selective_peft.gradients import check_dense_grads, nonfinite_names
+from selective_peft.gradients import dense_grads, nonfinite_names
+from selective_peft.pending import Pending, Verdict, dense_flag
 from selective_peft.resume import ResumableOptimizer
 from selective_peft.scores import describe_score, needs_grad
 from selective_peft.search import Gradients, find
@@ -54,27 +56,44 @@ class SelectiveOptimizer(ResumableOptimizer):
         given = Gradients(tensors, [grad for grad in grads if grad is not None])
         if not tensors and not any(dense):
             return
-        finite = check_dense_grads(self.param_groups)
+        verdict = self._verdict(table)
+        missed: list[int] | None
         if selection.warmup < self._settings.warmup_steps:
-            done = finite and dense_phases.warm_up(self, table, selection, given)
+            missed = [] if verdict.dense_finite() and dense_phases.warm_up(self, table, selection, given) else None
         elif self._settings.repeats:
-            done = finite and dense_phases.repeat(self, table, selection, given)
+            missed = [] if verdict.dense_finite() and dense_phases.repeat(self, table, selection, given) else None
         else:
-            done = self._step_selected(table, selection, given, finite)
-        if not done:
+            missed = self._step_selected(table, selection, given, verdict)
+        if missed is None:
             self._report_nonfinite(selection)
             return
+        before = {param: dict(self.state.get(param, {})) for params in dense for param in params if verdict.open}
         for params, group in zip(dense, self._groups(selective=False), strict=True):
             if params:
-                self._update_dense(params, group)
+                self._update_dense(params, group, verdict.skip)
+        if verdict.skip is not None:
+            self._pending = Pending(HostCopy(verdict.skip), given.tensors, missed, before)
 
-    def _step_selected(self, table: Table, selection: Selection, given: Gradients, finite: bool) -> bool:
-        """The step of the selective groups; False, and nothing is changed, if a gradient is not finite."""
-        selected_grads = self._select(table, selection, given, finite)
+    def _verdict(self, table: Table) -> Verdict:
+        """What is known of the dense groups' gradients, or will be."""
+        grads = dense_grads(self.param_groups)
+        if self._defers:
+            return Verdict(flag=dense_flag(grads, table.device))
+        return Verdict(finite=all(bool(torch.isfinite(grad).all()) for grad in grads))
+
+    def _step_selected(
+        self, table: Table, selection: Selection, given: Gradients, verdict: Verdict
+    ) -> list[int] | None:
+        """The step of the selective groups; None, and nothing is changed, if a gradient is known to be not finite.
+
+        Returns:
+            The tensors that this step counts as missed for.
+        """
+        selected_grads = self._select(table, selection, given, verdict)
         if selected_grads is None:
-            return False
+            return None
         per_entry = self._settings.bias_correction == "per_entry"
-        selection.count_updates(given.tensors, keep_missed=per_entry)
+        missed = selection.count_updates(given.tensors, keep_missed=per_entry)
         ages = Ages(selection.arrays["chosen"], selection.missed, selection.step) if per_entry else None
         clip = self._clip_factor(table, selection.index, given.tensors, selected_grads)
         if given.tensors:
@@ -89,6 +108,7 @@ class SelectiveOptimizer(ResumableOptimizer):
                     selection.tensor_steps,
                     ages,
                     clip,
+                    verdict.skip,
                 )
             )
         selection.step += 1
@@ -98,9 +118,9 @@ class SelectiveOptimizer(ResumableOptimizer):
                 "score above zero",
                 stacklevel=4,
             )
-        return True
+        return missed
 
-    def _select(self, table: Table, selection: Selection, given: Gradients, finite: bool) -> Tensor | None:
+    def _select(self, table: Table, selection: Selection, given: Gradients, verdict: Verdict) -> Tensor | None:
         """Reads the gradients, adds this step's entries; returns the selected gradients, None to skip the step."""
         settings = self._settings
         wanted = self._wanted(table, selection)
@@ -108,13 +128,20 @@ class SelectiveOptimizer(ResumableOptimizer):
         selected_grads = torch.empty(selection.count + total, device=table.device)
         by_grad = needs_grad(settings.score)
         if not total or (by_grad and not given.tensors):
-            gathered = gather_grads(
-                table, selection.index, given.tensors, given.grads, selected_grads, backend=settings.backend
+            finite = gather_grads(
+                table,
+                selection.index,
+                given.tensors,
+                given.grads,
+                selected_grads,
+                flag=verdict.flag,
+                backend=settings.backend,
             )
-            return selected_grads if gathered and finite else None
+            verdict.open = verdict.flag is not None
+            return selected_grads if verdict.open or (finite and verdict.dense_finite()) else None
         eligible = [] if by_grad else self._eligible(table)
         found = find(table, selection.index, wanted, settings.score, given, eligible, selected_grads, settings.backend)
-        if found is None or not finite:
+        if found is None or not verdict.dense_finite():
             return None
         new, fetched = found
         if new.count:
@@ -146,9 +173,11 @@ class SelectiveOptimizer(ResumableOptimizer):
                 stacklevel=4,
             )
 
-    def _clip_factor(self, table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> float:
+    def _clip_factor(self, table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> float | Tensor:
         limit = self._settings.max_grad_norm
         if limit is None:
             return 1.0
-        norm = math.sqrt(float(square_sum(table, index, tensors, grads, backend=self._settings.backend)))
-        return min(1.0, limit / (norm + CLIP_EPS))
+        total = square_sum(table, index, tensors, grads, backend=self._settings.backend)
+        if self._defers:
+            return (limit / (total.sqrt() + CLIP_EPS)).clamp(max=1.0).float()
+        return min(1.0, limit / (math.sqrt(float(total)) + CLIP_EPS))

@@ -42,6 +42,7 @@ class ResumableOptimizer(BoundOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with everything about the selection in `["state"]["selective"]`: tensors and primitives."""
+        self._settle()
         packed = super().state_dict()
         if self._selection is not None and self._table is not None and self._schedule is not None:
             if len(self._selective_params()) > len(self._table):  # groups were added since the last step
@@ -91,5 +92,6 @@ class ResumableOptimizer(BoundOptimizer):
         self._use_extra(extra)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_settings", "_selection", "_schedule", "_warned", "_table", "_complete"}
+        self._settle()
+        own = {"_settings", "_settled", "_pending", "_defers", "_schedule", "_warned", "_table", "_complete"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}

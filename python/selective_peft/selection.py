@@ -103,15 +103,22 @@ class Selection:
             found["master"] = fetched.values
         return found
 
-    def count_updates(self, tensors: Sequence[int], keep_missed: bool) -> None:
-        """Advances the step counters of the tensors that have a gradient in this step."""
+    def count_updates(self, tensors: Sequence[int], keep_missed: bool) -> list[int]:
+        """Advances the step counters of the tensors that have a gradient in this step.
+
+        Returns:
+            The tensors that this step counts as missed for.
+        """
         for i in tensors:
             self.tensor_steps[i] += 1
+        missed = []
         if keep_missed and len(tensors) < len(self.tensor_steps):
             starts = self.index.starts
             for i in sorted(set(range(len(self.tensor_steps))) - set(tensors)):
                 if starts[i] < starts[i + 1]:
                     self.missed.setdefault(i, []).append(self.step)
+                    missed.append(i)
+        return missed
 
     def nbytes(self) -> int:
         """Bytes per selected scalar times their number, plus the per-tensor tables."""

@@ -82,6 +82,7 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
     """
 
     _dense_state = ("original",)
+    _can_defer = False  # torch's own updates know no flag: each step waits for its outcome
 
     def __init__(
         self, params: Any, optimizer: type[Optimizer], arguments: Mapping[str, Any], settings: Settings
@@ -184,7 +185,7 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
         master = update.master[entries]
         return torch.where(master.to(dtype).float() == stored, master, stored)
 
-    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
+    def _update_dense(self, params: list[Tensor], group: Mapping[str, Any], skip: Tensor | None = None) -> None:
         inner = self._make(params, group)
         for param in params:
             mine = self.state[param]
