@@ -130,7 +130,11 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
 
 
 def _masked_update(
-    optimizer: SelectiveOptimizer, params: list[Tensor], group: dict[str, object], entries: list[Tensor], clip: float | Tensor
+    optimizer: SelectiveOptimizer,
+    params: list[Tensor],
+    group: dict[str, object],
+    entries: list[Tensor],
+    clip: float | Tensor,
 ) -> None:
     before = [param.detach().clone() for param in params]
     masked = [torch.zeros_like(param) for param in params]

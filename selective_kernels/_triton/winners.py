@@ -31,6 +31,7 @@ from selective_kernels.table import Table
 
 BASE = tl.constexpr(N_COLUMNS)  # flat position of a tensor's first entry
 SOURCE = tl.constexpr(N_COLUMNS + 1)  # address of its gradient, 0 without one
+NUM_WARPS = 8  # each entry takes many registers
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_steps", "count"])
@@ -118,6 +119,7 @@ class Winners:
                     HAS_GRADS=self._grads is not None,
                     HAS_VALUES=self._values is not None,
                     BLOCK=BLOCK,
+                    num_warps=NUM_WARPS,
                     **OPTIONS,
                 )
         starts = torch.searchsorted(flats, to_device(bases, device))

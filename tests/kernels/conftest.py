@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 # OpenMP reads this when torch loads it. Seven threads that spin while they wait make the suite ten times slower on
 # two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Triton reads this when it is imported: its kernels then run on CPU tensors. Set it to 0 on a machine with a GPU.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import numpy as np
