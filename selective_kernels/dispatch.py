@@ -118,9 +118,12 @@ def available() -> str:
 def explain() -> str:
     """Which backend serves which operation, and why: instruction set, threads, what is missing."""
     lines = [f"{ENVIRONMENT_VARIABLE}={os.environ.get(ENVIRONMENT_VARIABLE, 'auto')}", available()]
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []), "meta"):
+    devices = {"cpu": "cpu", "other": "meta"}
+    if torch.cuda.is_available():
+        devices["cuda"] = "cuda"
+    for device, example in devices.items():
         try:
-            chosen = resolve(device)
+            chosen = resolve(example)
         except (RuntimeError, ValueError) as error:
             chosen = f"none ({str(error).splitlines()[0]})"
         lines.extend(f"{device} tensors: {op} -> {chosen}" for op in MODULE_OF)

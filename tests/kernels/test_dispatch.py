@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from selective_kernels import Score, SparseIndex, _native, dispatch, explain, gather, scan, topk, topk_ref
 from selective_kernels.testing import assert_same_index, isa_paths, num_threads, use_isa
@@ -51,6 +52,7 @@ def test_auto_is_the_compiled_kernels_on_the_cpu():
 def test_every_operation_has_every_backend(op, backend):
     function = dispatch.implementation(op, torch.device("cpu"), backend)
     assert ("_cpu" in function.__module__) is (backend == "cpu")
+    assert ("_triton" in function.__module__) is (backend == "triton")
 
 
 @pytest.mark.parametrize("backend", dispatch.BACKENDS)
@@ -70,10 +72,14 @@ def test_the_argument_comes_before_the_variable(monkeypatch):
 
 def test_c14_unknown_backends_are_refused(monkeypatch):
     """C14: by argument and by variable; the message says which it was."""
-    with pytest.raises(ValueError, match=r"^backend: expected 'auto' or one of \['cpu', 'reference'\], got 'gpu'$"):
+    with pytest.raises(
+        ValueError, match=r"^backend: expected 'auto' or one of \['cpu', 'triton', 'reference'\], got 'gpu'$"
+    ):
         small_topk("gpu")
     monkeypatch.setenv(VARIABLE, "tpu")
-    with pytest.raises(ValueError, match=rf"^{VARIABLE}: expected 'auto' or one of \['cpu', 'reference'\], got 'tpu'$"):
+    with pytest.raises(
+        ValueError, match=rf"^{VARIABLE}: expected 'auto' or one of \['cpu', 'triton', 'reference'\], got 'tpu'$"
+    ):
         small_topk()
 
 
@@ -91,7 +97,8 @@ def test_auto_without_native_module_warns_once_and_works(without_native):
 
 def test_c14_forced_without_native_module_raises(without_native, monkeypatch):
     """C14: the message lists what is there and why the rest is not; nothing else is used in silence."""
-    expected = rf"^backend='cpu' is not available: {MISSING}\ncpu: not available: {MISSING}\nreference: available"
+    missing = rf"backend='cpu' is not available: {MISSING}\ncpu: not available: {MISSING}"
+    expected = rf"^{missing}\ntriton: .*\nreference: available"
     with pytest.raises(RuntimeError, match=expected):
         small_topk("cpu")
     monkeypatch.setenv(VARIABLE, "cpu")
@@ -124,7 +131,10 @@ def test_explain_names_threads_and_instruction_set(monkeypatch):
                 lines = explain().splitlines()
                 assert lines[0] == f"{VARIABLE}=auto"
                 assert lines[1].startswith(f"cpu: available, instruction set {isa} (of {', '.join(isa_paths())}), 3 ")
-                assert lines[2] == "reference: available (PyTorch, any device)"
+                assert lines[2].startswith(
+                    f"triton: available in the interpreter, for tests (triton {triton.__version__}"
+                )
+                assert lines[3] == "reference: available (PyTorch, any device)"
     assert {f"cpu tensors: {op} -> cpu" for op in dispatch.MODULE_OF} < set(lines)
     assert {f"other tensors: {op} -> reference" for op in dispatch.MODULE_OF} < set(lines)
     monkeypatch.setenv(VARIABLE, "reference")
