@@ -1,4 +1,4 @@
-"""No time without a right result: one run of the compiled kernels against the PyTorch reference, on the same shapes."""
+"""No time without a right result: one run of the kernels against the PyTorch reference, on the same shapes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def agree(
     make: Callable[[list[Tensor], str], SelectiveAdamW],
     wanted: int,
     steps: int = 2,
+    kernels: str = "cpu",
 ) -> None:
     """Takes the first steps of an optimizer with both backends.
 
@@ -47,12 +48,13 @@ def agree(
         make: gives the optimizer for parameters and backend.
         wanted: how many scalars are to be selected in the end.
         steps: how many steps.
+        kernels: the backend that is compared with "reference".
 
     Raises:
         Mismatch: they are not.
     """
     lists, values = [], []
-    for backend in ("cpu", "reference"):
+    for backend in (kernels, "reference"):
         params = copies(base)
         optimizer = make(params, backend)
         for number in range(steps):

@@ -57,11 +57,19 @@ class Contender:
     rounds: int | None = None
 
 
+def host_seconds(run: Callable[[], object]) -> float:
+    """Seconds until `run` returns."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def interleave(
     contenders: Sequence[Contender],
     rounds: int,
     warmups: int = 1,
     after_round: Callable[[], object] = lambda: None,
+    timer: Callable[[Callable[[], object]], float] = host_seconds,
 ) -> dict[str, Timing]:
     """Times all contenders once per round; each round begins with another one, so that nobody always follows the same.
 
@@ -70,6 +78,7 @@ def interleave(
         rounds: timed rounds.
         warmups: rounds before that which are not timed; every contender takes part in them.
         after_round: called after each round, say to move a progress bar.
+        timer: calls what it is given once and returns the seconds that count.
 
     Returns:
         Timings by name.
@@ -89,9 +98,7 @@ def interleave(
                 if contender.rounds is not None and timed >= contender.rounds:
                     continue
                 contender.prepare(number)
-                start = time.perf_counter()
-                contender.run()
-                elapsed = time.perf_counter() - start
+                elapsed = timer(contender.run)
                 if timed >= 0:
                     seconds[contender.name].append(elapsed)
             after_round()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import io
 import os
 import platform
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from benchmarks import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+COMMIT_VARIABLE = "SELECTIVE_KERNELS_COMMIT"
 # What a measured number depends on; the results themselves do not make a tree dirty.
 SOURCES = ("csrc", "selective_kernels", "python", "benchmarks/*.py", "CMakeLists.txt", "setup.py", "pyproject.toml")
 
@@ -31,7 +33,10 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, "-dirty" if a source differs from it; "unknown" without a repository."""
+    """Short hash of the checked-out commit, "-dirty" if a source differs from it.
+
+    A copy of the files without a repository is what the variable SELECTIVE_KERNELS_COMMIT says, else "unknown".
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(("git", "-C", str(ROOT), *arguments), capture_output=True, text=True, check=True)
@@ -40,7 +45,7 @@ def commit() -> str:
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", *SOURCES) else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
 
 
 def version(distribution: str) -> str:
@@ -49,6 +54,16 @@ def version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def driver() -> str:
+    """Version of NVIDIA's driver, "" if its tool does not say."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.split("\n")[0].strip()
 
 
 def environment() -> dict[str, str]:
@@ -80,20 +95,27 @@ def describe(stamp: Mapping[str, str]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Replaces a CSV file at once: another reader sees the old file or the new one, never half of it.
+    """Replaces a CSV file at once, see `write_text`.
 
     Raises:
         ValueError: no rows, or rows with different columns.
     """
     if not rows or any(list(row) != list(rows[0]) for row in rows):
         raise ValueError("rows: expected one row or more, all with the same columns")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file at once: another reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, text=True)
     try:
         with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -59,9 +59,9 @@ def whole_run(
     )
 
 
-def all_selected(params: Sequence[Tensor], budget: int) -> SelectiveAdamW:
+def all_selected(params: Sequence[Tensor], budget: int, backend: str = "cpu") -> SelectiveAdamW:
     """Selects the whole budget in its first step and nothing later: a step between two selections, or after them."""
-    return SelectiveAdamW(params, lr=LR, budget=budget, total_steps=1, score=SCORE, strategy="static", backend="cpu")
+    return SelectiveAdamW(params, lr=LR, budget=budget, total_steps=1, score=SCORE, strategy="static", backend=backend)
 
 
 def toolkit(params: Sequence[Tensor], budget: int, total_steps: int) -> Optimizer:
@@ -83,13 +83,19 @@ def contender(
 ) -> Contender:
     """The `step()` of an optimizer on its own copy of the parameters; gradient sets are used in turn, by pointer."""
     params = copies(base)
-    optimizer = make(params)
+    return stepping(name, params, grads, make(params).step)
+
+
+def stepping(
+    name: str, params: Sequence[Tensor], grads: GradSets, step: Callable[[], object], rounds: int | None = None
+) -> Contender:
+    """The step of an optimizer of these parameters; gradient sets are used in turn, by pointer."""
 
     def prepare(number: int) -> None:
         for param, grad in zip(params, grads[number % len(grads)], strict=True):
             param.grad = grad
 
-    return Contender(name, optimizer.step, prepare)
+    return Contender(name, step, prepare, rounds)
 
 
 def toolkit_contender(

@@ -1,4 +1,4 @@
-"""Tensor shapes of real encoders, so that kernels are measured on what they will meet without any weights at hand."""
+"""Tensor shapes of real models, so that kernels are measured on what they will meet without any weights at hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
-# Typical of a trained encoder's matrices and of their gradients; only the order of the scores matters to the speed.
+# Typical of a trained model's matrices and of their gradients; only the order of the scores matters to the speed.
 PARAM_STD = 0.04
 GRAD_STD = 1e-3
 
@@ -41,6 +41,57 @@ def bert_shapes(
     return shapes
 
 
+def deberta_shapes(
+    layers: int, hidden: int, intermediate: int, *, vocabulary: int = 128100, relative: int = 512, labels: int = 2
+) -> dict[str, Shape]:
+    """The same of a DeBERTa-v3 encoder, whose layers share one table of relative positions.
+
+    Source: `DebertaV2ForSequenceClassification` of transformers.
+    """
+    shapes: dict[str, Shape] = {
+        "deberta.embeddings.word_embeddings.weight": (vocabulary, hidden),
+        **_norm("deberta.embeddings.LayerNorm", hidden),
+    }
+    for i in range(layers):
+        layer = f"deberta.encoder.layer.{i}"
+        for name in ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"):
+            shapes.update(_linear(f"{layer}.attention.{name}", hidden, hidden))
+        shapes.update(_norm(f"{layer}.attention.output.LayerNorm", hidden))
+        shapes.update(_linear(f"{layer}.intermediate.dense", intermediate, hidden))
+        shapes.update(_linear(f"{layer}.output.dense", hidden, intermediate))
+        shapes.update(_norm(f"{layer}.output.LayerNorm", hidden))
+    shapes["deberta.encoder.rel_embeddings.weight"] = (relative, hidden)
+    shapes.update(_norm("deberta.encoder.LayerNorm", hidden))
+    shapes.update(_linear("pooler.dense", hidden, hidden))
+    shapes.update(_linear("classifier", labels, hidden))
+    return shapes
+
+
+def qwen_shapes(
+    layers: int, hidden: int, intermediate: int, *, key_value: int, vocabulary: int, tied: bool
+) -> dict[str, Shape]:
+    """The same of a Qwen2.5 language model; `key_value` is the width of keys, and of values. A tied head is no tensor.
+
+    Source: `Qwen2ForCausalLM` of transformers.
+    """
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for i in range(layers):
+        layer = f"model.layers.{i}"
+        shapes.update(_linear(f"{layer}.self_attn.q_proj", hidden, hidden))
+        shapes.update(_linear(f"{layer}.self_attn.k_proj", key_value, hidden))
+        shapes.update(_linear(f"{layer}.self_attn.v_proj", key_value, hidden))
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (intermediate, hidden)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (intermediate, hidden)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, intermediate)
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not tied:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    return shapes
+
+
 def _linear(name: str, rows: int, columns: int) -> dict[str, Shape]:
     return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
 
@@ -52,6 +103,10 @@ def _norm(name: str, hidden: int) -> dict[str, Shape]:
 MODELS: dict[str, dict[str, Shape]] = {
     "bert-base": bert_shapes(12, 768, 3072),
     "minilm-l6": bert_shapes(6, 384, 1536),
+    "deberta-v3-base": deberta_shapes(12, 768, 3072),
+    "qwen2.5-1.5b": qwen_shapes(28, 1536, 8960, key_value=256, vocabulary=151936, tied=True),
+    "qwen2.5-7b": qwen_shapes(28, 3584, 18944, key_value=512, vocabulary=152064, tied=False),
+    "tiny": bert_shapes(1, 16, 32, vocabulary=40, positions=8),  # to try a benchmark, not to measure
 }
 
 
@@ -60,10 +115,12 @@ def total(shapes: Mapping[str, Shape]) -> int:
     return sum(prod(shape) for shape in shapes.values())
 
 
-def random_tensors(shapes: Mapping[str, Shape], std: float, dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """Normally distributed tensors of these shapes; the same seed gives the same numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).mul_(std).to(dtype) for shape in shapes.values()]
+def random_tensors(
+    shapes: Mapping[str, Shape], std: float, dtype: torch.dtype, seed: int, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """Normally distributed tensors of these shapes; the same seed gives the same numbers on the same kind of device."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return [torch.randn(shape, generator=generator, device=device).mul_(std).to(dtype) for shape in shapes.values()]
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,197 @@
+"""Checks the kernels on a machine with a CUDA GPU, then times them: `make gpu-check`.
+
+Uses the Python that is there, its packages and no network: builds into build/gpu-check, runs the kernel tests and the
+optimizers' GPU tests on the device, a part of them under compute-sanitizer, and the GPU benchmarks. `gpu-check.txt`
+and the CSV files are in the folder that `--out` names, whatever happens. A failed check stops the timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks import ROOT
+from benchmarks.checking import FAILED, PASSED, UNAVAILABLE, Result, Step, Summary, judged, run_command, run_steps
+from benchmarks.report import RESULTS, commit, cpu_model, driver, version
+
+LIMIT = 585.0  # seconds
+TARGET = ROOT / "build" / "gpu-check"
+TOOLS = ("pip", "setuptools", "scikit-build-core", "pybind11", "ninja", "cmake")
+PACKAGES = ("torch", "triton", "numpy", "pytest", "hypothesis", "transformers", "accelerate", "selective-optimizers")
+TESTED_WITH = ("pytest", "hypothesis", "numpy")
+KERNEL_TESTS = ("tests/kernels",)
+OPTIMIZER_TESTS = ("tests/peft", "-k", "cuda or triton or gpu")
+MEMCHECKED = ("tests/kernels", "-k", "cuda and not slow")
+TINY = ("--device", "cpu", "--shapes", "tiny", "--budgets", "40", "--rounds", "3", "--alone", "1")
+# `python -m pytest` would put the source folder, which has no compiled kernels, first on the path.
+PYTEST = "import sys; sys.path[:] = [p for p in sys.path if p]; import pytest; raise SystemExit(pytest.main())"
+NO_TESTS = 5  # pytest's exit status
+
+
+class Machine:
+    """The steps on this machine.
+
+    Args:
+        device: "cuda", or "cpu" to try this program without a GPU: Triton's kernels then are interpreted.
+        out: folder of the CSV files.
+    """
+
+    def __init__(self, device: str, out: Path) -> None:
+        self._device, self._out = device, out
+        self.environment = dict(os.environ)
+        self.environment["TRITON_INTERPRET"] = "0" if device == "cuda" else "1"
+        self.environment["PYTHONUNBUFFERED"] = "1"
+        self.environment.setdefault("OMP_WAIT_POLICY", "passive")
+        self._path((ROOT / "python", ROOT))
+
+    def _path(self, folders: Sequence[Path]) -> None:
+        before = os.environ.get("PYTHONPATH")
+        self.environment["PYTHONPATH"] = os.pathsep.join([*map(str, folders), *([before] if before else [])])
+
+    def _python(self, arguments: Sequence[str], seconds: float, **more: str) -> Result:
+        return judged(run_command((sys.executable, *arguments), {**self.environment, **more}, seconds), seconds)
+
+    def describe(self, _: float) -> Result:
+        """What is there and what is missing."""
+        names = {name: version(name) for name in (*PACKAGES, *TOOLS)}
+        nvcc, compiler = shutil.which("nvcc") or "no nvcc", shutil.which("c++") or "no C++ compiler"
+        lines = [
+            f"{cpu_model()}, {os.cpu_count()} cores, {platform.platform()}, python {platform.python_version()}",
+            f"commit {commit()}, NVIDIA driver {driver() or 'missing'}, CUDA of torch {torch.version.cuda}",
+            f"{nvcc}, {compiler}, {shutil.which('compute-sanitizer') or 'no compute-sanitizer'}",
+            "there: " + ", ".join(f"{name} {found}" for name, found in names.items() if found),
+            "missing: " + (", ".join(name for name, found in names.items() if not found) or "nothing"),
+        ]
+        print("\n".join(lines))
+        if self._device == "cuda" and not torch.cuda.is_available():
+            return Result(FAILED, "torch finds no CUDA GPU here", "\n".join(lines))
+        return Result(PASSED, lines[-1], "\n".join(lines))
+
+    def build(self, seconds: float) -> Result:
+        """Installs into build/gpu-check, so that the machine's own packages stay as they are."""
+        lacking = lacking_tools()
+        if lacking:
+            return Result(UNAVAILABLE, f"no CPU kernels, Triton and reference only: {', '.join(lacking)}")
+        shutil.rmtree(TARGET, ignore_errors=True)
+        options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check")
+        with tempfile.TemporaryDirectory() as folder:  # the sources' own folder `build` may hold another build's cache
+            copy = shutil.copytree(ROOT, Path(folder, "source"), ignore=shutil.ignore_patterns(".*", "build", "dist"))
+            command = ("-m", "pip", "install", *options, "--target", str(TARGET), str(copy))
+            result = self._python(command, seconds)
+        if result.outcome == PASSED:
+            self._path((TARGET,))
+        return result
+
+    def kernels(self, seconds: float) -> Result:
+        """Which backend serves which operation."""
+        result = self._python(("-c", "import selective_kernels; print(selective_kernels.explain())"), seconds)
+        if result.outcome == PASSED and self._device == "cuda" and "cuda tensors: scan -> triton" not in result.output:
+            return Result(FAILED, "CUDA tensors are not served by Triton", result.output)
+        return result
+
+    def test(self, arguments: Sequence[str], seconds: float) -> Result:
+        """A part of the test suite."""
+        lacking = self.lacking_for_tests(seconds)
+        if lacking:
+            return Result(UNAVAILABLE, lacking)
+        started = ("-c", PYTEST, "-q", "-rfE", "--tb=short", "--maxfail=20", "-p", "no:cacheprovider", *arguments)
+        result = self._python(started, seconds)
+        none = result.note.startswith(f"exit status {NO_TESTS}:")
+        return Result(UNAVAILABLE, f"no test is chosen by {' '.join(arguments)}", result.output) if none else result
+
+    def lacking_for_tests(self, seconds: float) -> str:
+        """Why tests cannot run here, or ""."""
+        lacking = [name for name in TESTED_WITH if importlib.util.find_spec(name) is None]
+        if lacking:
+            return "not installed: " + ", ".join(lacking)
+        probe = "from selective_kernels import _native; raise SystemExit(_native.load()[1] and 1)"
+        built = self._python(("-c", probe), seconds).outcome == PASSED
+        return "" if built else "the tests compare with the CPU kernels, which are not built"
+
+    def memcheck(self, seconds: float) -> Result:
+        """A short part of the tests under compute-sanitizer, where that runs."""
+        program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        lacking = "no compute-sanitizer" if program is None else self.lacking_for_tests(seconds)
+        if program is None or self._device != "cuda" or lacking:
+            return Result(UNAVAILABLE, lacking or "no GPU")
+        # torch asks the driver for things that it may lack, which is no error of a kernel.
+        checker = (program, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "99", sys.executable)
+        # Each tensor an allocation of its own, or a write past its end would land in a neighbour.
+        environment = {**self.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        probe = (*checker, "-c", "import torch; print(torch.ones(8, device='cuda').sum().item())")
+        tried = run_command(probe, environment, seconds / 2)
+        if tried.status != 0:
+            return Result(UNAVAILABLE, f"compute-sanitizer does not run here: {tried.last_line}", tried.output)
+        chosen = ("-q", "-x", "--tb=short", "-p", "no:cacheprovider", *MEMCHECKED)
+        done = run_command((*checker, "-c", PYTEST, *chosen), environment, seconds / 2)
+        if done.status in (None, NO_TESTS):
+            why = "no test is chosen" if done.status else f"not done within {seconds / 2:.0f} s"
+            return Result(UNAVAILABLE, f"{why}, no error until then", done.output)
+        return judged(done, seconds)
+
+    def benchmark(self, seconds: float) -> Result:
+        """The GPU benchmarks, which check their results once more."""
+        files = ("--csv", str(self._out / "gpu.csv"), "--parts", str(self._out / "gpu_parts.csv"))
+        options = TINY if self._device == "cpu" else ("--seconds", f"{0.6 * seconds:.0f}")
+        return self._python(("-m", "benchmarks.gpu_step", *files, *options), seconds)
+
+
+def lacking_tools() -> list[str]:
+    """What a build needs and does not find, from pyproject.toml; programs may come without a Python package."""
+    line = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert line is not None
+    lacking = [] if shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX") else ["a C++ compiler"]
+    lacking += [name for name in ("cmake",) if not shutil.which(name) and not version(name)]
+    for name, least in re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', line[1]):
+        found = version(name)
+        if name == "ninja" and (shutil.which("ninja") or shutil.which("make")):
+            continue
+        if not found or numbers(found) < numbers(least):
+            lacking.append(f"{name} {least} or newer" + (f" (found {found})" if found else ""))
+    return lacking
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a version, to compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def steps_of(machine: Machine) -> list[Step]:
+    """All steps, in order; seconds are upper limits, the sum of what is usual is far below `LIMIT`."""
+    return [
+        Step("machine", 30, machine.describe, required=True),
+        Step("build", 120, machine.build),
+        Step("backends", 60, machine.kernels, required=True),
+        Step("kernel tests", 240, partial(machine.test, KERNEL_TESTS), required=True),
+        Step("optimizer tests", 90, partial(machine.test, OPTIMIZER_TESTS)),
+        Step("memcheck", 100, machine.memcheck),
+        Step("benchmarks", 300, machine.benchmark, timing=True, required=True),
+    ]
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 if a check failed or one that counts could not run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpucheck", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for gpu-check.txt and the CSV files")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for everything")
+    options = parser.parse_args(given)
+    out = options.out.absolute()
+    title = f"selective-kernels on {options.device}, commit {commit()}"
+    passed = run_steps(steps_of(Machine(options.device, out)), Summary(out / "gpu-check.txt", title), options.limit)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

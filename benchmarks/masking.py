@@ -1,0 +1,84 @@
+"""The dense way to ID3, as one writes it in PyTorch: scores of everything, a mask, and torch's AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from benchmarks.rivals import LR, SCORE
+
+CHUNK = 1 << 30  # scores per call of torch.topk, which counts in 32 bits in places
+
+
+class DenseMasking:
+    """AdamW on masked gradients; the mask grows by the best D3 scores over all tensors.
+
+    Args:
+        params: parameters.
+        budget, total_steps, done: as in `rivals.at_step`; the first step selects what `done` steps would have.
+    """
+
+    def __init__(self, params: Sequence[Tensor], budget: int, total_steps: int, done: int) -> None:
+        self._params = list(params)
+        self._ends = [0]
+        for param in self._params:
+            self._ends.append(self._ends[-1] + param.numel())
+        self.mask = torch.zeros(self._ends[-1], dtype=torch.bool, device=self._params[0].device)
+        self.adamw = torch.optim.AdamW(self._params, lr=LR, weight_decay=0.0, fused=True)
+        self._budget, self._total_steps, self._step = budget, total_steps, done
+        self._selected = 0
+
+    @staticmethod
+    def nbytes(scalars: int, itemsize: int) -> int:
+        """Bytes that a step needs at its peak: mask, moments and masked gradients, and scores in float32."""
+        return scalars * (1 + 3 * itemsize + 4)
+
+    @staticmethod
+    def moved(scalars: int, itemsize: int) -> int:
+        """Bytes that a step reads and writes at least.
+
+        Scores: parameter and gradient read, score written, masked and read again. Mask: read twice. Masked gradient:
+        gradient read, product written. AdamW: parameter and moments read and written, gradient read.
+        """
+        return scalars * (2 * itemsize + 4 * 4 + 2 + 2 * itemsize + 7 * itemsize)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Unmasks this step's share and updates what is unmasked; gradients are left as they are."""
+        wanted = self._budget * self._step // self._total_steps
+        if wanted > self._selected:
+            self.mask.index_fill_(0, best(self._scores(), wanted - self._selected), True)
+            self._selected = wanted
+        self._step += 1
+        grads = [param.grad for param in self._params]
+        for param, grad, (begin, end) in zip(self._params, grads, pairwise(self._ends), strict=True):
+            if grad is not None:
+                param.grad = grad * self.mask[begin:end].view_as(grad)
+        self.adamw.step()
+        for param, grad in zip(self._params, grads, strict=True):
+            param.grad = grad
+
+    def _scores(self) -> Tensor:
+        """D3 of every scalar, float32; zero where it is selected, or has no gradient."""
+        scores = torch.zeros(self._ends[-1], device=self.mask.device)
+        for param, (begin, end) in zip(self._params, pairwise(self._ends), strict=True):
+            if param.grad is not None:
+                divisor = scores[begin:end]
+                divisor.copy_(param.detach().reshape(-1)).abs_().add_(SCORE.eps).pow_(SCORE.exp)
+                torch.div(param.grad.reshape(-1).float().abs_(), divisor, out=divisor)
+        return scores.masked_fill_(self.mask, 0.0)
+
+
+def best(scores: Tensor, k: int, chunk: int = CHUNK) -> Tensor:
+    """Positions of the k highest scores, int64, in no order; which of equal ones is left to torch.topk."""
+    if scores.numel() <= chunk:
+        return scores.topk(k, sorted=False).indices
+    values, positions = [], []
+    for number, part in enumerate(torch.split(scores, chunk)):
+        found = part.topk(min(k, part.numel()), sorted=False)
+        values.append(found.values)
+        positions.append(found.indices + number * chunk)
+    return torch.cat(positions)[torch.cat(values).topk(k, sorted=False).indices]
