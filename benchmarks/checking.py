@@ -95,18 +95,11 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], seconds:
     except subprocess.TimeoutExpired:
         status = None
     finally:
-        _end(process)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         reader.join(10)
     return Done(status, "".join(lines))
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a process with its children, whether it still runs or left some behind."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
 
 
 def judged(done: Done, seconds: float) -> Result:
