@@ -30,9 +30,10 @@ TARGET = ROOT / "build" / "gpu-check"
 TOOLS = ("pip", "setuptools", "scikit-build-core", "pybind11", "ninja", "cmake")
 PACKAGES = ("torch", "triton", "numpy", "pytest", "hypothesis", "transformers", "accelerate", "selective-optimizers")
 TESTED_WITH = ("pytest", "hypothesis", "numpy")
-KERNEL_TESTS = ("tests/kernels",)
-OPTIMIZER_TESTS = ("tests/peft", "-k", "cuda or triton or gpu")
-MEMCHECKED = ("tests/kernels", "-k", "cuda and not slow")
+ON_DEVICE = "tests/kernels/test_triton_*.py"
+ELSEWHERE = ("tests/kernels", f"--ignore-glob={ROOT}/{ON_DEVICE}")
+CHOSEN = "triton or cuda"  # of the optimizers' tests
+MEMCHECKED = "mixed or unaligned or nonfinite or every_score"  # of the tests on the device: many paths, few examples
 TINY = ("--device", "cpu", "--shapes", "tiny", "--budgets", "40", "--rounds", "3", "--alone", "1")
 # `python -m pytest` would put the source folder, which has no compiled kernels, first on the path.
 PYTEST = "import sys; sys.path[:] = [p for p in sys.path if p]; import pytest; raise SystemExit(pytest.main())"
@@ -101,8 +102,8 @@ class Machine:
         return result
 
     def test(self, arguments: Sequence[str], seconds: float) -> Result:
-        """A part of the test suite."""
-        lacking = self.lacking_for_tests(seconds)
+        """A part of the test suite; `arguments` go to pytest."""
+        lacking = self.lacking_for_tests(seconds) if arguments else "there are no such tests"
         if lacking:
             return Result(UNAVAILABLE, lacking)
         started = ("-c", PYTEST, "-q", "-rfE", "--tb=short", "--maxfail=20", "-p", "no:cacheprovider", *arguments)
@@ -115,7 +116,7 @@ class Machine:
         lacking = [name for name in TESTED_WITH if importlib.util.find_spec(name) is None]
         if lacking:
             return "not installed: " + ", ".join(lacking)
-        probe = "from selective_kernels import _native; raise SystemExit(_native.load()[1] and 1)"
+        probe = "from selective_kernels import _native; raise SystemExit(bool(_native.load()[1]))"
         built = self._python(("-c", probe), seconds).outcome == PASSED
         return "" if built else "the tests compare with the CPU kernels, which are not built"
 
@@ -133,7 +134,7 @@ class Machine:
         tried = run_command(probe, environment, seconds / 2)
         if tried.status != 0:
             return Result(UNAVAILABLE, f"compute-sanitizer does not run here: {tried.last_line}", tried.output)
-        chosen = ("-q", "-x", "--tb=short", "-p", "no:cacheprovider", *MEMCHECKED)
+        chosen = ("-q", "-x", "--tb=short", "-p", "no:cacheprovider", *found(ON_DEVICE), "-k", MEMCHECKED)
         done = run_command((*checker, "-c", PYTEST, *chosen), environment, seconds / 2)
         if done.status in (None, NO_TESTS):
             why = "no test is chosen" if done.status else f"not done within {seconds / 2:.0f} s"
@@ -167,14 +168,28 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
+def found(pattern: str) -> list[str]:
+    """Files of the tree, from its root."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def optimizer_tests() -> list[str]:
+    """Of the optimizers' tests those for a device, from the files that have some: others import what may be missing."""
+    files = [
+        name for name in found("tests/peft/test_*.py") if re.search(r"triton|cuda", (ROOT / name).read_text("utf-8"))
+    ]
+    return [*files, "-k", CHOSEN] if files else []
+
+
 def steps_of(machine: Machine) -> list[Step]:
     """All steps, in order; seconds are upper limits, the sum of what is usual is far below `LIMIT`."""
     return [
         Step("machine", 30, machine.describe, required=True),
         Step("build", 120, machine.build),
         Step("backends", 60, machine.kernels, required=True),
-        Step("kernel tests", 240, partial(machine.test, KERNEL_TESTS), required=True),
-        Step("optimizer tests", 90, partial(machine.test, OPTIMIZER_TESTS)),
+        Step("kernel tests on the device", 240, partial(machine.test, found(ON_DEVICE)), required=True),
+        Step("optimizer tests on the device", 90, partial(machine.test, optimizer_tests())),
+        Step("other kernel tests", 120, partial(machine.test, ELSEWHERE)),
         Step("memcheck", 100, machine.memcheck),
         Step("benchmarks", 300, machine.benchmark, timing=True, required=True),
     ]
