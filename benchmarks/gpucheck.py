@@ -81,9 +81,9 @@ class Machine:
 
     def build(self, seconds: float) -> Result:
         """Installs into build/gpu-check, so that the machine's own packages stay as they are."""
-        lacking = lacking_tools()
+        lacking, old = lacking_tools()
         if lacking:
-            return Result(UNAVAILABLE, f"no CPU kernels, Triton and reference only: {', '.join(lacking)}")
+            return Result(UNAVAILABLE, f"no CPU kernels, Triton and reference only; missing: {', '.join(lacking)}")
         shutil.rmtree(TARGET, ignore_errors=True)
         options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check")
         with tempfile.TemporaryDirectory() as folder:  # the sources' own folder `build` may hold another build's cache
@@ -92,6 +92,9 @@ class Machine:
             result = self._python(command, seconds)
         if result.outcome == PASSED:
             self._path((TARGET,))
+        elif old:
+            why = f"no CPU kernels, Triton and reference only; too old: {', '.join(old)}"
+            return Result(UNAVAILABLE, why, result.output)
         return result
 
     def kernels(self, seconds: float) -> Result:
@@ -148,19 +151,21 @@ class Machine:
         return self._python(("-m", "benchmarks.gpu_step", *files, *options), seconds)
 
 
-def lacking_tools() -> list[str]:
-    """What a build needs and does not find, from pyproject.toml; programs may come without a Python package."""
+def lacking_tools() -> tuple[list[str], list[str]]:
+    """What a build needs by pyproject.toml and does not find, and what it finds in too old a version."""
     line = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert line is not None
-    lacking = [] if shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX") else ["a C++ compiler"]
-    lacking += [name for name in ("cmake",) if not shutil.which(name) and not version(name)]
+    programs = {"cmake": ("cmake",), "a C++ compiler": (os.environ.get("CXX", "c++"), "g++", "clang++")}
+    programs["ninja"] = ("ninja", "make")
+    lacking = [name for name, any_of in programs.items() if not any(map(shutil.which, any_of)) and not version(name)]
+    old = []
     for name, least in re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', line[1]):
         found = version(name)
-        if name == "ninja" and (shutil.which("ninja") or shutil.which("make")):
-            continue
-        if not found or numbers(found) < numbers(least):
-            lacking.append(f"{name} {least} or newer" + (f" (found {found})" if found else ""))
-    return lacking
+        if not found and name not in programs:
+            lacking.append(name)
+        elif found and numbers(found) < numbers(least):
+            old.append(f"{name} {found}, expected {least} or newer")
+    return lacking, old
 
 
 def numbers(text: str) -> tuple[int, ...]:
