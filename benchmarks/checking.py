@@ -153,19 +153,20 @@ class Summary:
         return "\n\n".join([f"{self.title}\n{verdict}", table, "\n".join(notes), *details]) + "\n"
 
 
-def run_steps(steps: Sequence[Step], summary: Summary, limit: float) -> bool:
+def run_steps(steps: Sequence[Step], summary: Summary, limit: float, kept: float = 0.0) -> bool:
     """Runs the steps; True on success.
 
     Args:
         steps: in order. A failed one does not stop further checks, only timings.
         summary: receives the results; its file is there however this ends.
         limit: seconds for all steps together.
+        kept: seconds of these that checks leave to what is timed.
     """
     began = time.monotonic()
     verdict = "GPU CHECK INTERRUPTED"
     try:
         for step in steps:
-            left = limit - (time.monotonic() - began)
+            left = limit - (time.monotonic() - began) - (0.0 if step.timing else kept)
             print(f"\n=== {step.name} (at most {min(step.seconds, max(left, 0)):.0f} s)", flush=True)
             start = time.monotonic()
             result = _result(step, summary, left)
@@ -182,5 +183,5 @@ def _result(step: Step, summary: Summary, left: float) -> Result:
     if step.timing and summary.failed:
         return Result(SKIPPED, "a check failed: nothing is timed")
     if left < 1:
-        return Result(FAILED, "no time left")
+        return Result(FAILED if step.required else UNAVAILABLE, "no time left")
     return step.run(min(step.seconds, left))

@@ -116,7 +116,7 @@ class Entry:
 
 def tensors_of(case: Case, device: torch.device) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Parameters, and two sets of gradients, or one where two would leave no room for a dense optimizer's moments."""
-    sets = 2 if free_bytes(device) > 5.3 * case.nbytes else 1
+    sets = 2 if free_bytes(device) > 5.6 * case.nbytes else 1
     shapes = MODELS[case.model]
     params = random_tensors(shapes, PARAM_STD, case.dtype, 0, device)
     grads = [random_tensors(shapes, GRAD_STD, case.dtype, 1 + i, device) for i in range(sets)]

@@ -116,7 +116,7 @@ def verdicts(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """One line per aim, budget and step that selects: measured, wanted, met or not."""
     lines = []
     for row in rows:
-        if row["method"] != OURS:
+        if row["method"] != OURS or row["note"]:
             continue
         title = f"{row['model']}, {row['budget']:,}, {row['step']}"
         aims = (

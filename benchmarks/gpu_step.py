@@ -157,6 +157,7 @@ def main(given: Sequence[str] | None = None) -> int:
     print(f"{stamp['gpu'] or 'no GPU'}, triton {stamp['triton']}, backend {backend}; {describe(stamp)}", flush=True)
     clock = Clock(device)
     speed = bandwidth.measure(clock)
+    clock.forget()
     print(f"read {speed.read / 1e9:.0f} GB/s ({speed.reader}), copy {speed.copy / 1e9:.0f} GB/s", flush=True)
     report = Report(options, speed, stamp)
     for case in cases:
@@ -170,7 +171,10 @@ def main(given: Sequence[str] | None = None) -> int:
             print(f"WRONG RESULT, nothing is timed: {error}", file=sys.stderr)
             return 1
         clock.forget()
-    print("\nTargets\n" + "\n".join(verdicts(report.rows)))
+    if lines := verdicts(report.rows):
+        print("\nTargets\n" + "\n".join(lines))
+    missed = sum(line.endswith("NOT MET") for line in lines)
+    print(f"\n{len(report.rows)} rows, {len(lines) - missed} of {len(lines)} targets met")
     return 0
 
 

@@ -12,6 +12,11 @@ from benchmarks.report import RESULTS, format_bytes
 
 README = ROOT / "README.md"
 Row = dict[str, str]
+GPU_MODELS = {
+    "deberta-v3-base": "DeBERTa-v3-base, fp32",
+    "qwen2.5-1.5b": "Qwen2.5-1.5B, bf16",
+    "qwen2.5-7b": "Qwen2.5-7B, bf16",
+}
 STEP_ROWS = {  # what of step.csv: how README calls it
     "ours, early": "SelectiveAdamW, after 10 % of the steps",
     "ours, middle": "SelectiveAdamW, after 50 %",
@@ -55,6 +60,42 @@ def step_table() -> str:
         f"torch {first['torch']} (`make bench`, `benchmarks/results/step.csv`):"
     )
     return f"{title}\n\n" + markdown(("", "fp32 ms", "x read", "bf16 ms", "x read"), lines)
+
+
+def gpu_table() -> str:
+    """Time of a step on a GPU, from gpu.csv."""
+    rows = [row for row in load("gpu.csv") if row["budget"] in (BUDGET, "") and row["ms_median"]]
+    found = {(row["model"], row["method"], row["step"]): row for row in rows}
+    models = [model for model in GPU_MODELS if any(model == row["model"] for row in rows)]
+    labels = {
+        ("ours", "early"): STEP_ROWS["ours, early"],
+        ("ours", "middle"): STEP_ROWS["ours, middle"],
+        ("ours", "last"): STEP_ROWS["ours, last"],
+        ("ours", "budget spent"): STEP_ROWS["ours, no selection"],
+        ("AdamW fused", ""): STEP_ROWS["AdamW fused"],
+        ("dense masking", "middle"): "dense mask, torch.topk and fused AdamW",
+        ("selective-optimizers", "early"): STEP_ROWS["selective-optimizers"],
+    }
+    lines = []
+    for key, label in labels.items():
+        cells = [found.get((model, *key)) for model in models]
+        numbers = [
+            [f"{float(row['ms_median']):.2f}", f"{float(row['ratio_to_read']):.2f}"] if row else ["", ""]
+            for row in cells
+        ]
+        if any(cells):
+            lines.append([label, *(number for pair in numbers for number in pair)])
+    reads = [next(row for row in rows if row["model"] == model) for model in models]
+    numbers = [[f"{float(row['read_ms']):.2f}", "1.00"] for row in reads]
+    lines.append([STEP_ROWS["read"], *(number for pair in numbers for number in pair)])
+    first = rows[0]
+    title = (
+        f"The same on a GPU, shapes of larger models, budget {int(BUDGET):,}; {first['gpu']}, torch {first['torch']}, "
+        f'triton {first["triton"]}; "x read" is against parameters and gradients at the measured '
+        f"{float(first['read_gb_per_s']):,.0f} GB/s (`make gpu-check`, `benchmarks/results/gpu.csv`):"
+    )
+    header = [cell for model in models for cell in (f"{GPU_MODELS[model]}: ms", "x read")]
+    return f"{title}\n\n" + markdown(("", *header), lines)
 
 
 def memory_table() -> str:
@@ -139,20 +180,25 @@ TABLES: dict[str, Callable[[], str]] = {
     "updates": updates_table,
     "demo": demo_table,
 }
+OPTIONAL = {"gpu": gpu_table}  # stand in README only if there is a result file: not everybody has a GPU
 
 
 def filled(text: str) -> str:
-    """README's text with what stands between each pair of markers replaced.
+    """README's text with what stands between each pair of markers replaced; by nothing, if there is no result file.
 
     Raises:
-        ValueError: a pair of markers is not there exactly once.
+        ValueError: a pair of markers is not there exactly once, although there is something to fill in.
     """
-    for name, make in TABLES.items():
+    for name, make in {**TABLES, **OPTIONAL}.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        empty = name in OPTIONAL and not (RESULTS / f"{name}.csv").exists()
+        if empty and begin not in text:
+            continue
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"README.md: expected {begin.strip()!r} and {end!r} once each")
         head, _, rest = text.partition(begin)
-        text = f"{head}{begin}{make()}\n{end}{rest.partition(end)[2]}"
+        table = "" if empty else make() + "\n"
+        text = f"{head}{begin}{table}{end}{rest.partition(end)[2]}"
     return text
 
 

@@ -8,6 +8,7 @@ import pytest
 from selective_peft import cli
 
 from benchmarks import tables
+from benchmarks.report import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -50,7 +51,7 @@ def test_the_first_sample_comes_early() -> None:
 
 def test_commands_exist_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    commands = set(re.findall(r"`?make ([a-z]+)`?", README.read_text(encoding="utf-8")))
+    commands = set(re.findall(r"`?make ([a-z-]+)`?", README.read_text(encoding="utf-8")))
     assert {"demo", "test", "bench"} <= commands
     for command in commands:
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), f"README names `make {command}`"
@@ -62,6 +63,44 @@ def test_tables_are_those_of_the_result_files() -> None:
     assert tables.filled(text) == text, "run: python -m benchmarks.tables"
     for name in tables.TABLES:
         assert f"benchmarks/results/{name}.csv" in text
+
+
+GPU_ROW = {
+    "model": "qwen2.5-7b",
+    "budget": "320000",
+    "method": "ours",
+    "step": "last",
+    "ms_median": "11.2345",
+    "ratio_to_read": "1.0876",
+    "read_ms": "10.3299",
+    "read_gb_per_s": "2949.1",
+    "gpu": "GPU X",
+    "torch": "2.11.0",
+    "triton": "3.6.0",
+}
+
+
+def test_a_table_of_gpu_times_needs_measured_ones(tmp_path, monkeypatch) -> None:
+    """Without a result file nothing stands there, not even what stood there before; with one, its numbers."""
+    marks = "<!-- gpu -->\n{}<!-- end of gpu -->"
+    text = README.read_text(encoding="utf-8")
+    head = text.replace(marks.format(""), "")
+    for name in tables.TABLES:
+        (tmp_path / f"{name}.csv").write_bytes((tables.RESULTS / f"{name}.csv").read_bytes())
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.filled(head) == head
+    assert tables.filled(head + marks.format("| old | 1.0 |\n")) == head + marks.format("")
+    dense = {**GPU_ROW, "budget": "", "method": "AdamW fused", "step": "", "ms_median": "45.0", "ratio_to_read": "4.36"}
+    left_out = {**GPU_ROW, "method": "dense masking", "step": "middle", "ms_median": "", "ratio_to_read": ""}
+    write_csv(tmp_path / "gpu.csv", [GPU_ROW, dense, left_out])
+    filled = tables.filled(head + marks.format(""))
+    assert "GPU X, torch 2.11.0, triton 3.6.0" in filled
+    assert "| SelectiveAdamW, last steps | 11.23 | 1.09 |" in filled
+    assert "| torch AdamW(fused=True), dense | 45.00 | 4.36 |" in filled
+    assert "| only reading parameters and gradients | 10.33 | 1.00 |" in filled
+    assert "torch.topk" not in filled
+    with pytest.raises(ValueError, match=r"README\.md: expected '<!-- gpu -->'"):
+        tables.filled(head)
 
 
 def test_tables_notice_a_changed_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,20 @@ def test_each_contender_runs_once_per_round_and_the_first_one_changes():
     assert sorted(calls[9:]) == ["a", "a", "b", "b"]
 
 
+def test_a_timer_says_which_seconds_count():
+    """Device events, say: it calls what it is given once, and its answer is the time."""
+    calls = []
+
+    def timer(run):
+        run()
+        return float(len(calls))
+
+    contenders = [Contender(name, lambda name=name: calls.append(name)) for name in "ab"]
+    timings = interleave(contenders, rounds=2, warmups=1, timer=timer)
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+    assert (timings["a"].seconds, timings["b"].seconds) == ((4.0, 5.0), (3.0, 6.0))
+
+
 def test_preparation_is_told_the_round_and_not_timed():
     rounds = []
 

@@ -1,9 +1,11 @@
 """Tables, CSV files and shapes of the benchmarks."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from benchmarks.report import environment, format_bytes, format_table, write_csv
 from benchmarks.shapes import MODELS, total
 
@@ -69,6 +71,20 @@ def test_environment_says_where_a_number_comes_from():
 
 
 def test_shapes_are_those_of_the_published_models():
-    """BERT-base's and MiniLM-L6's encoders with pooler have 109,482,240 and 22,713,216 scalars; add two labels."""
+    """BERT-base's and MiniLM-L6's encoders with pooler have 109,482,240 and 22,713,216 scalars; add two labels.
+
+    The others are what transformers makes of the published configurations; DeBERTa has two labels, too.
+    """
     assert (len(MODELS["bert-base"]), total(MODELS["bert-base"])) == (201, 109_482_240 + 2 * 768 + 2)
     assert (len(MODELS["minilm-l6"]), total(MODELS["minilm-l6"])) == (105, 22_713_216 + 2 * 384 + 2)
+    assert (len(MODELS["deberta-v3-base"]), total(MODELS["deberta-v3-base"])) == (202, 184_423_682)
+    assert (len(MODELS["qwen2.5-1.5b"]), total(MODELS["qwen2.5-1.5b"])) == (338, 1_543_714_304)
+    assert (len(MODELS["qwen2.5-7b"]), total(MODELS["qwen2.5-7b"])) == (339, 7_615_616_512)
+
+
+def test_a_copy_without_a_repository_says_what_it_is_told(monkeypatch):
+    monkeypatch.setattr(report, "ROOT", Path("/"))
+    monkeypatch.delenv("SELECTIVE_KERNELS_COMMIT", raising=False)
+    assert report.commit() == "unknown"
+    monkeypatch.setenv("SELECTIVE_KERNELS_COMMIT", "0123abc")
+    assert report.commit() == "0123abc"
