@@ -222,6 +222,7 @@ def test_tests_run_where_they_can(monkeypatch, tmp_path):
         ((built, Done(0, "9 passed")), PASSED),
         ((built, Done(1, "1 failed")), FAILED),
         ((built, Done(gpucheck.NO_TESTS, "9 deselected")), UNAVAILABLE),
+        ((built, Done(0, "3 skipped, 97 deselected in 1.83s")), UNAVAILABLE),
         ((built, Done(None, "...")), FAILED),
         ((broken,), UNAVAILABLE),
     ):
@@ -278,7 +279,7 @@ def test_the_benchmark_writes_where_it_is_told(tmp_path):
 
 def test_the_command_writes_the_summary_and_says_how_it_went(monkeypatch, tmp_path):
     for outcome, status in ((PASSED, 0), (FAILED, 1)):
-        monkeypatch.setattr(gpucheck, "steps_of", lambda _, outcome=outcome: steps(outcome))
+        monkeypatch.setattr(gpucheck, "steps_of", lambda *_, outcome=outcome: steps(outcome))
         assert gpucheck.main(["--device", "cpu", "--out", str(tmp_path)]) == status
         assert f"GPU CHECK {outcome.upper()}" in (tmp_path / "gpu-check.txt").read_text()
 
