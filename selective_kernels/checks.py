@@ -134,22 +134,22 @@ def check_gathers(score: Score) -> None:
         raise ValueError(f"gather: expected a scan that reads gradients, got one by a score of family {score.family!r}")
 
 
-def check_keys(keys: Sequence[Tensor], shapes: Sequence[torch.Size], device: torch.device) -> list[Tensor]:
-    """The caller's own scores, contiguous.
+def check_keys(keys: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """The caller's own scores of some tensors, contiguous.
 
     Raises:
         TypeError: not float32.
         ValueError: another number, shape, layout or device.
     """
-    if len(keys) != len(shapes):
-        raise ValueError(f"grads: expected {len(shapes)} tensors of scores, got {len(keys)}")
-    for key, shape in zip(keys, shapes, strict=True):
+    if len(keys) != len(params):
+        raise ValueError(f"grads: expected {len(params)} tensors of scores, got {len(keys)}")
+    for key, param in zip(keys, params, strict=True):
         if key.dtype is not torch.float32:
             raise TypeError(f"grads: expected scores of dtype float32, got {key.dtype}")
-        if key.layout is not torch.strided or key.shape != shape or key.device != device:
+        if key.layout is not torch.strided or key.shape != param.shape or key.device != param.device:
             raise ValueError(
-                f"grads: expected dense scores of shape {tuple(shape)} on {device}, got {tuple(key.shape)} on "
-                f"{key.device}"
+                f"grads: expected dense scores of shape {tuple(param.shape)} on {param.device}, got "
+                f"{tuple(key.shape)} on {key.device}"
             )
     return [key.contiguous() for key in keys]
 

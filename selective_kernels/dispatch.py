@@ -12,11 +12,15 @@ import functools
 import importlib
 import os
 import warnings
-from typing import Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from selective_kernels import _native, _triton
+
+if TYPE_CHECKING:
+    from selective_kernels.table import Table
 
 ENVIRONMENT_VARIABLE = "SELECTIVE_KERNELS_BACKEND"
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
@@ -95,6 +99,36 @@ def reference_name(op: str) -> str:
 def implementation(op: str, device: torch.device, backend: str = "auto") -> Any:
     """The function that implements an operation; see `resolve` for the errors."""
     return _function(op, resolve(device, backend))
+
+
+def resolve_all(table: Table, backend: str = "auto") -> dict[Hashable, str]:
+    """The name of the backend that serves each place of a table, the home place first.
+
+    Raises:
+        ValueError: unknown backend name.
+        RuntimeError: the backend asked for does not serve one of the devices.
+    """
+    devices = dict(zip(reversed(table.places), reversed(table.devices), strict=True))  # of each place's first tensor
+    found = {}
+    for place in dict.fromkeys(table.places):
+        try:
+            found[place] = resolve(devices[place], backend)
+        except RuntimeError as error:
+            if not table.spread:
+                raise
+            lie_on = ", ".join(sorted({str(device) for device in table.devices}))
+            raise RuntimeError(
+                f"params: expected devices that one backend serves, got tensors on {lie_on}, and for {devices[place]} "
+                f"{error}\nbackend='auto' takes a backend for each device"
+            ) from error
+    return found
+
+
+def serving(op: str, table: Table, backend: str = "auto") -> Any:
+    """The function that implements an operation for a table, wherever its tensors are; see `resolve` for the errors."""
+    if table.spread:
+        return functools.partial(_function(op, "spread"), backend=backend)
+    return implementation(op, table.device, backend)
 
 
 def defers(device: torch.device, backend: str = "auto") -> bool:

@@ -1,4 +1,4 @@
-"""Small tensors on their way between host and device, without waiting."""
+"""Small tensors on their way between host and devices, without waiting where the host does not need the values."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device, copy=True)
     return torch.empty_like(values, pin_memory=True).copy_(values).to(device, non_blocking=True)
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device: the tensor itself if it is there, else a copy, enqueued on the current streams of both.
+
+    The tensor may change at once. Waits only if the values are for the CPU.
+    """
+    if values.device == device:
+        return values
+    if values.device.type == "cpu":
+        return to_device(values, device)
+    return values.to(device, non_blocking=device.type != "cpu")
 
 
 class HostCopy:

@@ -25,7 +25,7 @@ def gather(
     check_index(index, table.numels, table.device)
     out = torch.empty(index.count, dtype=torch.float32, device=index.offsets.device) if out is None else out
     check_entries(out, torch.float32, index.count, table.device, "out")
-    dispatch.implementation("gather", table.device, backend)(table, index, out=out)
+    dispatch.serving("gather", table, backend)(table, index, out=out)
     return out[: index.count]
 
 
@@ -33,7 +33,7 @@ def gather_bits(tensors: Sequence[Tensor] | Table, index: SparseIndex, *, backen
     """The raw bits at `index`, zero-extended to int32, shape (count,)."""
     table = as_table(tensors)
     check_index(index, table.numels, table.device)
-    bits: Tensor = dispatch.implementation("gather_bits", table.device, backend)(table, index)
+    bits: Tensor = dispatch.serving("gather_bits", table, backend)(table, index)
     return bits
 
 
@@ -66,7 +66,7 @@ def gather_grads(
     checked = table.check_grads(tensors, grads)
     if flag is not None:
         check_entries(flag, torch.int32, 1, table.device, "flag")
-    finite = dispatch.implementation("gather_grads", table.device, backend)(table, index, tensors, checked, out, flag)
+    finite = dispatch.serving("gather_grads", table, backend)(table, index, tensors, checked, out, flag)
     return bool(finite)
 
 
@@ -75,7 +75,7 @@ def scatter_(tensors: Sequence[Tensor] | Table, index: SparseIndex, values: Tens
     table = as_table(tensors)
     check_index(index, table.numels, table.device)
     check_entries(values, torch.float32, index.count, table.device, "values")
-    dispatch.implementation("scatter_", table.device, backend)(table, index, values)
+    dispatch.serving("scatter_", table, backend)(table, index, values)
 
 
 def swap_(tensors: Sequence[Tensor] | Table, index: SparseIndex, bits: Tensor, *, backend: str = "auto") -> None:
@@ -86,7 +86,7 @@ def swap_(tensors: Sequence[Tensor] | Table, index: SparseIndex, bits: Tensor, *
     table = as_table(tensors)
     check_index(index, table.numels, table.device)
     check_entries(bits, torch.int32, index.count, table.device, "bits")
-    dispatch.implementation("swap_", table.device, backend)(table, index, bits)
+    dispatch.serving("swap_", table, backend)(table, index, bits)
 
 
 @ranged("merge")

@@ -122,7 +122,7 @@ def adam_(
         backend: "auto", "cpu" or "reference".
     """
     check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
-    dispatch.implementation("adam_", update.table.device, backend)(update, exp_avg, exp_avg_sq, groups)
+    dispatch.serving("adam_", update.table, backend)(update, exp_avg, exp_avg_sq, groups)
 
 
 @ranged("update")
@@ -138,7 +138,7 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
     check_update(update, {"momentum_buffer": momentum_buffer}, len(groups))
     if momentum_buffer is None and any(group.momentum for group in groups):
         raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")
-    dispatch.implementation("sgd_", update.table.device, backend)(update, momentum_buffer, groups)
+    dispatch.serving("sgd_", update.table, backend)(update, momentum_buffer, groups)
 
 
 def square_sum(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from selective_kernels.hostcopy import to_device
+
 FAMILIES = ("d3", "product", "magnitude", "random", "given")  # in the order of csrc/score.h
 LARGEST_BITS = 0x7F7FFFFF  # of the largest finite float32
 _MASK32, _MASK64 = 2**32 - 1, 2**64 - 1
@@ -60,7 +62,9 @@ def score_ref(grad: Tensor | None, param: Tensor, score: Score, tensor: int = 0)
         ValueError: the score needs a gradient and there is none.
     """
     if score.family == "random":
-        return _random_keys(param, score.seed, tensor)
+        salt = tensor_salt(score.seed, tensor)
+        offsets = torch.arange(param.numel(), device=param.device).reshape(param.shape)
+        return _random_keys(offsets, salt & _MASK32, salt >> 32)
     if score.family == "magnitude":
         bits = param.detach().float().abs().contiguous().view(torch.int32)
         return (LARGEST_BITS - bits).clamp_min(0).view(torch.float32)
@@ -74,8 +78,31 @@ def score_ref(grad: Tensor | None, param: Tensor, score: Score, tensor: int = 0)
     return _d3(magnitude, param, score)
 
 
+def score_at(
+    grads: Tensor | None, values: Tensor, score: Score, owners: Tensor, offsets: Tensor, n_tensors: int
+) -> Tensor:
+    """`score_ref` of single entries of several tensors, for every family but "given".
+
+    Args:
+        grads: float32, shape (n,); None if the score needs none.
+        values: float32, shape (n,): parameters.
+        score: see `Score`.
+        owners: int64, shape (n,): numbers of the entries' tensors, below `n_tensors`.
+        offsets: integers, shape (n,): their places there.
+
+    Returns:
+        float32, shape (n,), where `values` is; nobody has waited for it.
+    """
+    if score.family != "random":
+        return score_ref(grads, values, score)
+    known = [tensor_salt(score.seed, i) for i in range(n_tensors)]
+    halves = torch.tensor([[salt & _MASK32 for salt in known], [salt >> 32 for salt in known]], dtype=torch.int64)
+    low, high = to_device(halves, values.device)[:, owners]
+    return _random_keys(offsets.long(), low, high)
+
+
 def _d3(magnitude: Tensor, param: Tensor, score: Score) -> Tensor:
-    eps = torch.tensor(score.eps, dtype=torch.float32, device=param.device)
+    eps = float(torch.tensor(score.eps, dtype=torch.float32))
     denominator = param.detach().float().abs() + eps
     if score.exponent == 0.0:
         return magnitude
@@ -107,8 +134,7 @@ def tensor_salt(seed: int, tensor: int) -> int:
     return _mix64((_mix64((seed + _GOLDEN) & _MASK64) + (tensor + 1) * _GOLDEN) & _MASK64)
 
 
-def _random_keys(param: Tensor, seed: int, tensor: int) -> Tensor:
-    salt = tensor_salt(seed, tensor)
-    offsets = torch.arange(param.numel(), device=param.device).reshape(param.shape)
-    mixed = _mix32((_mix32(offsets ^ (salt & _MASK32)) + (salt >> 32)) & _MASK32)
+def _random_keys(offsets: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Keys of int64 offsets; `low` and `high` are the halves of their tensors' salts."""
+    mixed = _mix32((_mix32(offsets ^ low) + high) & _MASK32)
     return ((mixed >> 2) + 0x20000000).to(torch.int32).view(torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,38 +16,61 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 COLUMNS = 7  # param address, grad address, numel, dtype, id, begin, end: struct Row of csrc/selective.h
 
 
+def place_of(param: Tensor) -> Hashable:
+    """What tensors have in common that one kernel can read: their device."""
+    return param.device
+
+
 class Table:
     """A checked list of tensors; addresses are read anew for each call, since parameters and gradients may move.
 
+    Args:
+        params: the tensors, on one device or on several.
+        names: of the tensors, for messages.
+        ids: their numbers in a larger table, ascending, by which random scores differ; without, their places here.
+
+    Attributes:
+        device: the home device, that of the first tensor: index lists and per-entry arrays of the table are there.
+        devices, places: of each tensor, and `place_of` it.
+        spread: whether the tensors are in several places; see `_spread`.
+
     Raises:
-        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), or several devices.
+        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), or one without
+            values (on "meta") among others.
     """
 
-    def __init__(self, params: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], names: Sequence[str] | None = None, ids: Sequence[int] | None = None
+    ) -> None:
         self.params = list(params)
         self.names = list(names) if names is not None else [f"params[{i}]" for i in range(len(self.params))]
         for param, name in zip(self.params, self.names, strict=True):
             check_param(param, name)
-        devices = {param.device for param in self.params}
-        if len(devices) > 1:
-            raise ValueError(f"params: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
-        self.device = devices.pop() if devices else torch.device("cpu")  # fixed: see `unchanged`
+        self.devices = [param.device for param in self.params]  # fixed: see `unchanged`
+        self.device = self.devices[0] if self.devices else torch.device("cpu")
+        self.places = [place_of(param) for param in self.params]
+        self.spread = len(set(self.places)) > 1
+        if self.spread:
+            for param, name in zip(self.params, self.names, strict=True):
+                if param.is_meta:
+                    raise ValueError(f"{name}: expected a tensor with values, got one on meta (offloaded?)")
+        self.ids = range(len(self.params)) if ids is None else list(ids)
         self.numels = [param.numel() for param in self.params]
+        self.total = sum(self.numels)
         self.dtypes = [param.dtype for param in self.params]
         self.float32_only = all(dtype is torch.float32 for dtype in self.dtypes)
         self._shapes = [param.shape for param in self.params]
         self._fixed = array("q", bytes(8 * COLUMNS * len(self.params)))
         self._fixed[2::COLUMNS] = array("q", self.numels)
         self._fixed[3::COLUMNS] = array("q", [DTYPE_CODES[dtype] for dtype in self.dtypes])
-        self._fixed[4::COLUMNS] = array("q", range(len(self.params)))
+        self._fixed[4::COLUMNS] = array("q", self.ids)
         self._pins = 0
 
     def unchanged(self) -> bool:
         """Whether all tensors still are of the size, dtype, layout and device checked (`.data` can be replaced)."""
-        device = self.device
         return self._pins > 0 or all(
             param.numel() == numel and param.dtype is dtype and param.is_contiguous() and param.device == device
-            for param, numel, dtype in zip(self.params, self.numels, self.dtypes, strict=True)
+            for param, numel, dtype, device in zip(self.params, self.numels, self.dtypes, self.devices, strict=True)
         )
 
     @contextmanager
@@ -74,14 +97,14 @@ class Table:
         check_numbers(tensors, len(self.params))
         if len(grads) != len(tensors):
             raise ValueError(f"grads: expected {len(tensors)} gradients, one per tensor, got {len(grads)}")
-        params, dtypes, shapes, device = self.params, self.dtypes, self._shapes, self.device
+        params, dtypes, shapes, devices = self.params, self.dtypes, self._shapes, self.devices
         return [
             grad
             if grad.dtype is dtypes[i]
             and grad.layout is torch.strided
             and grad.shape == shapes[i]
             and grad.is_contiguous()
-            and grad.device == device
+            and grad.device == devices[i]
             else check_grad(grad, params[i], self.names[i])
             for i, grad in zip(tensors, grads, strict=True)
         ]

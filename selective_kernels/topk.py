@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from selective_kernels import dispatch
+from selective_kernels._spread.parts import is_divided
+from selective_kernels._spread.topk import Pieces, SpreadScan
 from selective_kernels.checks import (
     check_added_once,
     check_entries,
@@ -89,7 +91,7 @@ def scan(
         k: how many entries are wanted over all tensors; or one number per tensor, for a top-k within each.
         score: what ranks the entries.
         hint: a guess of the k-th best score, used instead of a sample. Any value gives the same result; a bad one
-            costs a second read.
+            costs a second read. Ignored where the tensors lie on several devices.
         backend: "auto", "cpu" or "reference".
 
     Raises:
@@ -100,11 +102,19 @@ def scan(
     check_score(score)
     check_k(k, len(table))
     check_index(index, table.numels, table.device)
+    begin = _beginner(table, index, score, hint, backend)
+    return PerTensorScan(begin, table, k, score, backend) if isinstance(k, Sequence) else begin(k)
+
+
+def _beginner(
+    table: Table, index: SparseIndex, score: Score, hint: float | None, backend: str
+) -> Callable[[int], Scan]:
+    """What begins a scan for a number of entries."""
+    if is_divided(table, backend):
+        pieces = Pieces(table, index, backend)
+        return lambda k: SpreadScan(pieces, k, score)
     implementation = dispatch.implementation("scan", table.device, backend)
-    if isinstance(k, Sequence):
-        return PerTensorScan(lambda count: implementation(table, index, count, score, hint), table, k, score, backend)
-    made: Scan = implementation(table, index, k, score, hint)
-    return made
+    return lambda k: cast(Scan, implementation(table, index, k, score, hint))
 
 
 def topk(
@@ -155,7 +165,7 @@ class ReferenceScan:
         sources: Sequence[Tensor | None] = [None] * len(tensors)
         if self._score.family == "given":
             assert grads is not None
-            sources = check_keys(grads, [self._table.params[i].shape for i in tensors], self._table.device)
+            sources = check_keys(grads, [self._table.params[i] for i in tensors])
         elif grads is not None:
             sources = checked = self._table.check_grads(tensors, grads)
             self.nonfinite |= any(not bool(torch.isfinite(grad).all()) for grad in checked)
@@ -164,7 +174,7 @@ class ReferenceScan:
                 gather_grads_ref(self._table, self._index, tensors, checked, grads_out)
         self.passes += 1
         for i, source in zip(tensors, sources, strict=True):
-            key = score_ref(source, self._table.params[i], self._score, i).reshape(-1).cpu().clone()
+            key = score_ref(source, self._table.params[i], self._score, self._table.ids[i]).reshape(-1).cpu().clone()
             key[self._index.of(i).long().cpu()] = 0.0
             selectable = (key.isfinite() & (key > 0.0)).nonzero().reshape(-1)
             best = torch.sort(key[selectable], descending=True, stable=True).indices[: self._k].sort().values

@@ -141,7 +141,9 @@ def test_every_native_source_is_built():
 
 def test_every_package_is_installed():
     """A folder that pyproject.toml does not list would work in a checkout and be missing from the wheel."""
-    line = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    line = re.search(
+        r"^packages = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     assert line
     listed = set(re.findall(r'"([^"]+)"', line[1]))
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in KERNELS}

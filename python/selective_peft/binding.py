@@ -199,6 +199,8 @@ class BoundOptimizer(Optimizer):
 
     def _rebind(self) -> Table:
         table = self._make_table()
+        if table.spread:
+            dispatch.resolve_all(table, self._settings.backend)  # raises before anything is changed
         if self._selection is None:
             self._schedule = self._make_schedule()
             self._selection = self._make_selection(table, self._schedule)
@@ -212,7 +214,9 @@ class BoundOptimizer(Optimizer):
             self._selection.adapt(table)
         self._table = table
         waits = self._settings.nonfinite == "raise" or self._settings.repeats or self._settings.warmup_steps
-        self._defers = self._can_defer and not waits and dispatch.defers(table.device, self._settings.backend)
+        kinds = {param.device.type for group in self.param_groups for param in group["params"]}
+        may_defer = self._can_defer and not waits and len(kinds) == 1  # beside a GPU, the CPU has to wait anyway
+        self._defers = may_defer and dispatch.defers(table.device, self._settings.backend)
         return table
 
     def _make_table(self) -> Table:

@@ -119,7 +119,7 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
     if not gather_grads(table, index, given.tensors, given.grads, values, backend=backend):
         return False
     clip = optimizer._clip_factor(table, index, given.tensors, values)
-    entries = {id(param): index.of(i).long() for i, param in enumerate(table.params)}
+    entries = {id(param): index.of(i).long().to(param.device) for i, param in enumerate(table.params)}
     for group in optimizer._groups(selective=True):
         params = [param for param in group["params"] if param.grad is not None]
         if params:

@@ -56,7 +56,7 @@ class CpuScan:
         if grads is None:
             rows = self._table.rows(self._index, tensors)
         elif self._score.family == "given":
-            keys = check_keys(grads, [self._table.params[i].shape for i in tensors], self._table.device)
+            keys = check_keys(grads, [self._table.params[i] for i in tensors])
             rows = self._table.rows(self._index, tensors, keys)
             rows[3::COLUMNS] = array("q", [DTYPE_CODES[torch.float32]] * len(tensors))
         else:
@@ -81,8 +81,11 @@ class CpuScan:
         owners = torch.empty(count, dtype=torch.int32)
         offsets = torch.empty(count, dtype=torch.int32)
         self._scan.result(owners.data_ptr(), offsets.data_ptr())
-        counts = torch.bincount(owners, minlength=len(self._table)).tolist()
-        self._found = SparseIndex(offsets, [0, *accumulate(counts)], self._table.numels)
+        ids = self._table.ids
+        counts = torch.bincount(owners, minlength=ids[-1] + 1 if ids else 0)
+        if len(counts) > len(ids):  # the tensors are some of a larger table
+            counts = counts[ids]
+        self._found = SparseIndex(offsets, [0, *accumulate(counts.tolist())], self._table.numels)
         return self._found
 
     def fetch(self) -> Fetched:

@@ -99,7 +99,7 @@ def plan_of(table: Table, tensors: Sequence[int]) -> Plan:
     return known[key]
 
 
-def salts(seed: int, tensors: Sequence[int]) -> Tensor:
-    """The salts of the random score, int64 with the bits of the unsigned numbers."""
-    found = [tensor_salt(seed, i) for i in tensors]
+def salts(seed: int, ids: Sequence[int]) -> Tensor:
+    """The salts of the random score of tensors with these ids, int64 with the bits of the unsigned numbers."""
+    found = [tensor_salt(seed, i) for i in ids]
     return torch.tensor([salt - 2**64 if salt >= 2**63 else salt for salt in found], dtype=torch.int64)

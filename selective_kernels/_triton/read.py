@@ -85,7 +85,8 @@ class Read:
         self._kind = kind_of(score)
         keys = score.family == "given"
         self._dtype_code = DTYPE_CODES[torch.float32] if keys else self._plan.dtype_code
-        extra = [*self._plan.columns, salts(score.seed, tensors) if score.family == "random" else torch.zeros(1)]
+        ids = [table.ids[i] for i in tensors]
+        extra = [*self._plan.columns, salts(score.seed, ids) if score.family == "random" else torch.zeros(1)]
         self._rows = Rows(table, index, tensors, sources, extra, DTYPE_CODES[torch.float32] if keys else None)
         self.selects = k > 0 and self._plan.n_chunks > 0
         sample = self._plan.sample(k)

@@ -57,7 +57,7 @@ class TritonScan:
         check_sources(self._score, grads, grads_out)
         sources = None
         if grads is not None and self._score.family == "given":
-            sources = check_keys(grads, [self._table.params[i].shape for i in tensors], self._table.device)
+            sources = check_keys(grads, [self._table.params[i] for i in tensors])
         elif grads is not None:
             sources = self._table.check_grads(tensors, grads)
             if grads_out is not None:
