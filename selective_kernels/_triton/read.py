@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -40,6 +41,21 @@ def float_bits(value: float) -> int:
 def double_bits(value: float) -> int:
     """The bits of a float64, as an int64."""
     return int(torch.tensor(value, dtype=torch.float64).view(torch.int64))
+
+
+@functools.lru_cache(maxsize=64)
+def control_of(score: Score) -> Tensor:
+    """The control block of a scan by a score, on the CPU; see `layout`."""
+    control = torch.zeros(layout.CONTROL, dtype=torch.int64)
+    exponent = float(score.exponent)
+    # A negative exponent may make the power subnormal, which rounds by up to a factor of two.
+    slack = 0.0861 * (1.0 + max(-exponent, 0.0)) + 1e-3 * (1.0 + abs(exponent)) + (1.0 if exponent < 0.0 else 0.0)
+    eps = float(torch.tensor(score.eps, dtype=torch.float32))
+    control[layout.EPS.value] = float_bits(eps)
+    control[layout.EXPONENT.value] = double_bits(exponent)
+    control[layout.LEAST_POWER.value] = double_bits(eps ** max(exponent, 0.0))
+    control[layout.SLACK.value] = double_bits(slack)
+    return control
 
 
 def allocate(count: int, device: torch.device) -> Tensor:
@@ -93,7 +109,11 @@ class Read:
         fixed = 0 if sample.lines else 1
         if hint is not None and hint == hint:
             sample, fixed = sample._replace(lines=0), max(float_bits(hint), 1)
-        self.control = to_device(self._first_control(score, sample.stride, sample.rank, fixed), table.device)
+        control = control_of(score).clone()
+        control[layout.STRIDE.value] = sample.stride
+        control[layout.RANK.value] = sample.rank
+        control[layout.FIXED.value] = fixed
+        self.control = to_device(control, table.device)
         self._starts = torch.empty(self._plan.n_slots if index.count else 0, dtype=torch.int32, device=table.device)
         self.candidates = (
             self._allocate(min(ROOM * sample.candidates + 4096, self._plan.numel)) if self.selects else None
@@ -102,25 +122,6 @@ class Read:
             with on_device(table.device):
                 self._prepare(sample.lines)
                 self._scan(grads_out)
-
-    def _first_control(self, score: Score, stride: int, rank: int, fixed: int) -> Tensor:
-        control = torch.zeros(layout.CONTROL, dtype=torch.int64)
-        exponent = float(score.exponent)
-        # A negative exponent may make the power subnormal, which rounds by up to a factor of two.
-        slack = 0.0861 * (1.0 + max(-exponent, 0.0)) + 1e-3 * (1.0 + abs(exponent)) + (1.0 if exponent < 0.0 else 0.0)
-        eps = float(torch.tensor(score.eps, dtype=torch.float32))
-        values = {
-            layout.EPS: float_bits(eps),
-            layout.EXPONENT: double_bits(exponent),
-            layout.LEAST_POWER: double_bits(eps ** max(exponent, 0.0)),
-            layout.SLACK: double_bits(slack),
-            layout.STRIDE: stride,
-            layout.RANK: rank,
-            layout.FIXED: fixed,
-        }
-        for item, value in values.items():
-            control[item.value] = value
-        return control
 
     def _allocate(self, count: int) -> Tensor:
         """Room for candidates, less if there is no memory: then a repair follows."""
@@ -138,7 +139,6 @@ class Read:
         sampling = -(-n_samples // (LINES_AT_ONCE * BLOCKS_PER_PROGRAM)) if self.selects else 0
         filling = -(-plan.n_slots // SLOTS_PER_PROGRAM) if index.count else 0
         histogram = torch.zeros(BINS if sampling else 0, dtype=torch.int32, device=self._device)
-        longest = max((b - a for a, b in zip(index.starts, index.starts[1:], strict=False)), default=0)
         if sampling + filling:
             prepare_kernel[(sampling + filling,)](
                 rows.data,
@@ -150,7 +150,7 @@ class Read:
                 n_samples,
                 plan.n_slots,
                 rows.n_rows.bit_length(),
-                longest.bit_length(),
+                rows.longest.bit_length(),
                 sampling,
                 KIND=self._kind,
                 HAS_SELECTED=index.count > 0,

@@ -56,4 +56,4 @@ def repair_kernel(
             # the sign bit turned around: the order of unsigned numbers; an arithmetic shift is cut off by the digit
             digit = ((found ^ (-(2**63))) >> shift) & (digits - 1)
             counts = tl.histogram(tl.where(keep, digit, 0).to(tl.int32), DIGITS, mask=keep)
-            tl.atomic_add(histogram + tl.arange(0, DIGITS), counts.to(tl.int64), mask=counts > 0)
+            tl.atomic_add(histogram + tl.arange(0, DIGITS), counts.to(tl.int64), mask=counts > 0, sem="relaxed")

@@ -51,6 +51,7 @@ class Rows:
         data: int64, on the device, shape (N_COLUMNS + len(extra), n_rows + 1).
         n_rows: number of tensors.
         n_blocks: number of programs that the entries need.
+        longest: entries of the tensor that has most of them.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class Rows:
         rows = table.rows(index, tensors, grads)
         if dtype_code is not None:
             rows[DTYPE.value :: COLUMNS] = array("q", [dtype_code]) * (len(rows) // COLUMNS)
-        self.n_rows = len(rows) // COLUMNS
+        self.n_rows, self.longest = len(rows) // COLUMNS, 0
         columns = torch.zeros(N_COLUMNS + len(extra), self.n_rows + 1, dtype=torch.int64)
         if self.n_rows:
             columns[:COLUMNS, :-1] = torch.frombuffer(rows, dtype=torch.int64).view(-1, COLUMNS).t()
             entries = columns[END.value] - columns[BEGIN.value]
+            self.longest = int(entries.max())
             columns[BLOCKS.value, 1:] = (entries[:-1] + (block - 1)).div_(block, rounding_mode="floor").cumsum(0)
         for i, column in enumerate(extra):
             columns[N_COLUMNS + i, :-1] = column

@@ -122,7 +122,7 @@ def prepare_kernel(
                 KIND, HAS_SELECTED, LINES_AT_ONCE,
             )  # fmt: skip
             counts += tl.histogram(tl.where(keep, bins, 0), BINS, mask=keep)
-        tl.atomic_add(histogram + tl.arange(0, BINS), counts, mask=counts > 0)
+        tl.atomic_add(histogram + tl.arange(0, BINS), counts, mask=counts > 0, sem="relaxed")
     else:
         tile_starts(
             rows, n_rows, offsets, starts, n_slots, row_steps, entry_steps, program - n_sampling, SLOTS_PER_PROGRAM

@@ -177,7 +177,7 @@ def append(candidates, capacity, control, found, keep):
     number = keep.to(tl.int32)
     count = tl.sum(number, 0)
     if count > 0:
-        start = tl.atomic_add(control + COUNT, count.to(tl.int64))
+        start = tl.atomic_add(control + COUNT, count.to(tl.int64), sem="relaxed")
         place = start + tl.cumsum(number, 0) - 1
         tl.store(candidates + place, found, mask=keep & (place < capacity))
 
