@@ -110,7 +110,8 @@ class SelectiveAdamW(SelectiveAdam):
 
     Args:
         params: parameters, named parameters, or groups of them; float32, bfloat16 or float16, contiguous. A group may
-            carry `selective=False`: it is trained whole, outside the budget (a new head).
+            carry `selective=False`: it is trained whole, outside the budget (a new head). They may lie on several
+            devices; what is kept of the selected scalars is on the first one's, and "auto" is a backend for each.
         lr, betas, eps, weight_decay: as in torch, read from the group at each step. Only selected scalars decay.
         budget: how many scalars to train: an integer, or a share in (0, 1) of the selective scalars; None for methods
             without one.
