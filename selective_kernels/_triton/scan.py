@@ -26,7 +26,7 @@ from selective_kernels._triton.layout import (
     get_double,
     get_float,
 )
-from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM, column, load_float
+from selective_kernels._triton.rows import BEGIN, DTYPE, GRAD, NUMEL, PARAM, column, load_float, widen_bits
 from selective_kernels._triton.scores import (
     INFINITY,
     LARGEST,
@@ -50,8 +50,12 @@ def read_full(address, first, storage: tl.constexpr, TILE: tl.constexpr):
     """
     size: tl.constexpr = storage.primitive_bitwidth // 8
     aligned = tl.multiple_of(address + first * size, 16)
-    pointer = tl.multiple_of(aligned.to(tl.pointer_type(storage)), 16)
-    return tl.load(pointer + tl.arange(0, TILE)).to(tl.float32)
+    pointer = tl.multiple_of(aligned.to(tl.pointer_type(storage)), 16) + tl.arange(0, TILE)
+    if storage == tl.uint16:
+        values = widen_bits(tl.load(pointer).to(tl.int32), 1)
+    else:
+        values = tl.load(pointer).to(tl.float32)
+    return values
 
 
 @triton.jit
@@ -76,7 +80,7 @@ def filter_entries(
 @triton.jit
 def filter_full(param, grad, first, salt, control, storage: tl.constexpr, SELECTING: tl.constexpr, KIND: tl.constexpr,
                 TILE: tl.constexpr):  # fmt: skip
-    """`filter_entries` of a full tile at addresses that are multiples of 16."""
+    """`filter_entries` of a full tile at addresses that are multiples of 16; bfloat16 is read as tl.uint16."""
     grads = tl.zeros([TILE], tl.float32)
     thetas = grads
     if reads_grad(KIND):
@@ -95,13 +99,13 @@ def filter_full_of(
     if DTYPE_CODE == 0:
         most = filter_full(param, grad, first, salt, control, tl.float32, SELECTING, KIND, TILE)
     elif DTYPE_CODE == 1:
-        most = filter_full(param, grad, first, salt, control, tl.bfloat16, SELECTING, KIND, TILE)
+        most = filter_full(param, grad, first, salt, control, tl.uint16, SELECTING, KIND, TILE)
     elif DTYPE_CODE == 2:
         most = filter_full(param, grad, first, salt, control, tl.float16, SELECTING, KIND, TILE)
     elif dtype == 0:
         most = filter_full(param, grad, first, salt, control, tl.float32, SELECTING, KIND, TILE)
     elif dtype == 1:
-        most = filter_full(param, grad, first, salt, control, tl.bfloat16, SELECTING, KIND, TILE)
+        most = filter_full(param, grad, first, salt, control, tl.uint16, SELECTING, KIND, TILE)
     else:
         most = filter_full(param, grad, first, salt, control, tl.float16, SELECTING, KIND, TILE)
     return most

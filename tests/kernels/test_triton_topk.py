@@ -111,6 +111,18 @@ def test_c4_every_score(family, k):
     assert_same_index(found, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_c2_subnormal_numbers_of_every_dtype_count(ranking, dtype):
+    """C2: subnormals kept, in full tiles and in others."""
+    smallest = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}[dtype]
+    factors = torch.from_numpy(np.random.default_rng(3).integers(0, 100, 5000)).double()
+    params, grads = [torch.zeros(5000, dtype=dtype)], [(factors * smallest).to(dtype)]
+    for score in (Score(0.0), Score(2.0, 2.0**-40)):
+        expected = ranking(params, grads, score).top(200)
+        found = topk([p.to(DEVICE) for p in params], [g.to(DEVICE) for g in grads], 200, score, backend="triton")
+        assert_same_index(found, expected)
+
+
 def test_c3_nothing_to_score_by_gradient_only():
     params = [torch.ones(5, device=DEVICE), torch.ones(6, device=DEVICE)]
     assert topk(params, [None, None], 4, Score(), backend="triton").starts == [0, 0, 0]
