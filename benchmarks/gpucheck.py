@@ -38,7 +38,7 @@ NEED_NO_DEVICE = ("tests/kernels/test_triton_ahead.py",)  # takes a minute, and 
 ELSEWHERE = ("tests/kernels", f"--ignore-glob={ROOT}/{ON_DEVICE}")
 WORKERS = ("-n", "4")  # for tests on the CPU, if pytest can
 CHOSEN = "triton or cuda"  # of the optimizers' tests
-MEMCHECKED = "mixed or unaligned or nonfinite or every_score"  # of the tests on the device: many paths, few examples
+MEMCHECKED = "run_equals or bad_gradients or mixed or unaligned or nonfinite"  # of these: many kernels, few examples
 TINY = ("--device", "cpu", "--shapes", "tiny", "--budgets", "40", "--rounds", "3", "--alone", "1")
 # `python -m pytest` would put the source folder, which has no compiled kernels, first on the path, as `python -c` does.
 INSTALLED = "import sys; sys.path[:] = [p for p in sys.path if p]; "
@@ -147,7 +147,7 @@ class Machine:
         tried = run_command(probe, environment, seconds / 2)
         if tried.status != 0:
             return Result(UNAVAILABLE, f"compute-sanitizer does not run here: {tried.last_line}", tried.output)
-        chosen = ("-q", "-x", "--tb=short", "-p", "no:cacheprovider", *device_tests(), "-k", MEMCHECKED)
+        chosen = ("-q", "-x", "--tb=short", "-p", "no:cacheprovider", *memcheck_files(), "-k", MEMCHECKED)
         done = run_command((*checker, "-c", PYTEST, *chosen), environment, seconds / 2)
         if done.status in (None, NO_TESTS):
             why = "no test is chosen" if done.status else f"not done within {seconds / 2:.0f} s"
@@ -208,6 +208,11 @@ def optimizer_tests() -> list[str]:
     return [*files, "-k", CHOSEN] if files else []
 
 
+def memcheck_files() -> list[str]:
+    """Whole steps first, which run every kind of kernel."""
+    return [*found("tests/peft/test_triton_*.py"), *device_tests()]
+
+
 def steps_of(machine: Machine, slower: float = 1.0) -> list[Step]:
     """All steps, in order, with upper limits in seconds, `slower` times what they are on a GPU."""
     elsewhere = (*ELSEWHERE, *(WORKERS if importlib.util.find_spec("xdist") is not None else ()))
@@ -218,7 +223,7 @@ def steps_of(machine: Machine, slower: float = 1.0) -> list[Step]:
         Step("kernel tests on the device", 240, partial(machine.test, device_tests()), required=True),
         Step("optimizer tests on the device", 90, partial(machine.test, optimizer_tests())),
         Step("other kernel tests", 120, partial(machine.test, elsewhere)),
-        Step("memcheck", 100, machine.memcheck),
+        Step("memcheck", 120, machine.memcheck),
         Step("benchmarks", 300, machine.benchmark, timing=True, required=True),
     ]
     return [replace(step, seconds=slower * step.seconds) for step in made]

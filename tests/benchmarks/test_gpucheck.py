@@ -235,7 +235,7 @@ def test_tests_run_where_they_can(monkeypatch, tmp_path):
 
 def test_memcheck_is_unavailable_where_it_cannot_run(monkeypatch, tmp_path):
     machine = Machine("cuda", tmp_path)
-    monkeypatch.setattr(gpucheck, "device_tests", lambda: ["tests/kernels/test_triton_x.py"])
+    monkeypatch.setattr(gpucheck, "memcheck_files", lambda: ["tests/kernels/test_triton_x.py"])
     monkeypatch.setattr(gpucheck.shutil, "which", lambda _: None)
     assert machine.memcheck(10).note == "no compute-sanitizer"
     monkeypatch.setattr(gpucheck.shutil, "which", lambda name: f"/bin/{name}")
@@ -258,11 +258,10 @@ def test_memcheck_is_unavailable_where_it_cannot_run(monkeypatch, tmp_path):
 
 def test_everything_that_is_chosen_exists():
     """Files of tests on a device, and tests in them for memcheck, which would else pass for want of any."""
-    on_device = gpucheck.device_tests()
-    assert on_device
+    assert gpucheck.device_tests()
     assert all((ROOT / name).is_file() for name in gpucheck.NEED_NO_DEVICE)
     chosen = gpucheck.MEMCHECKED.split(" or ")
-    text = "".join((ROOT / name).read_text("utf-8") for name in on_device)
+    text = "".join((ROOT / name).read_text("utf-8") for name in gpucheck.memcheck_files())
     for word in chosen:
         assert re.search(rf"^def test_\w*{word}", text, re.MULTILINE), word
     for name in gpucheck.optimizer_tests()[:-2]:
