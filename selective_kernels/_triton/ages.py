@@ -12,6 +12,7 @@ from selective_kernels.hostcopy import to_device
 
 NOTHING = 1e-12  # a power of beta below this no longer changes a float32 correction
 LEAST_AGES = 1024
+MOST_TABLES = 16  # a schedule may give other betas in every step
 Betas = tuple[float, float]
 _known: dict[tuple[tuple[Betas, ...], torch.device], Corrections] = {}
 
@@ -47,9 +48,12 @@ def corrections_of(betas: Sequence[Betas], most: int, device: torch.device) -> C
     """The corrections of pairs of betas for ages up to `most`; from the last age that is there they stay the same."""
     pairs = tuple(dict.fromkeys(betas))
     key = (pairs, device)
-    known = _known.get(key)
+    known = _known.pop(key, None)
     if known is not None and all(known.places[pair][1] >= _ages_that_matter(pair, most) for pair in pairs):
+        _known[key] = known  # now the last one to go
         return known
+    while len(_known) >= MOST_TABLES:
+        del _known[next(iter(_known))]
     room = max(LEAST_AGES, 2 * most)
     first, second, places, length = [], [], {}, 0
     for pair in pairs:

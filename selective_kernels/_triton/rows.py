@@ -43,7 +43,7 @@ class Rows:
     Args:
         table, index: all tensors and the entries.
         tensors, grads: as for `Table.rows`.
-        extra: further int64 columns, each n_rows long.
+        extra: further int64 columns, each n_rows long; or all of them, shape (n_columns, n_rows).
         dtype_code: instead of the parameters' own, if what stands in the gradients' place has another dtype.
         block: entries per program.
 
@@ -60,7 +60,7 @@ class Rows:
         index: SparseIndex,
         tensors: Sequence[int] | None = None,
         grads: Sequence[Tensor] | None = None,
-        extra: Sequence[Tensor] = (),
+        extra: Sequence[Tensor] | Tensor = (),
         dtype_code: int | None = None,
         block: int = BLOCK,
     ) -> None:
@@ -74,8 +74,8 @@ class Rows:
             entries = columns[END.value] - columns[BEGIN.value]
             self.longest = int(entries.max())
             columns[BLOCKS.value, 1:] = (entries[:-1] + (block - 1)).div_(block, rounding_mode="floor").cumsum(0)
-        for i, column in enumerate(extra):
-            columns[N_COLUMNS + i, :-1] = column
+        if len(extra):
+            columns[N_COLUMNS:, :-1] = extra if isinstance(extra, Tensor) else torch.stack(list(extra))
         self.n_blocks = int(columns[BLOCKS.value, -1])
         self.data = to_device(columns, table.device)
 
@@ -123,12 +123,19 @@ def block_entries(rows, n_rows, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def load_brain(pointers, mask):
+    """bfloat16 at pointers to uint16, widened to float32 by its bits: the interpreter's cast loses subnormals."""
+    bits = tl.load(pointers, mask=mask, other=0).to(tl.uint32)
+    return (bits << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def load_float(address, offsets, mask, dtype):
     """Entries of a tensor at `address` (int64), widened to float32; `dtype` is a code of `table.DTYPE_CODES`."""
     if dtype == 0:
         values = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask=mask, other=0.0)
     elif dtype == 1:
-        values = tl.load(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask=mask, other=0.0).to(tl.float32)
+        values = load_brain(address.to(tl.pointer_type(tl.uint16)) + offsets, mask)
     else:
         values = tl.load(address.to(tl.pointer_type(tl.float16)) + offsets, mask=mask, other=0.0).to(tl.float32)
     return values
@@ -196,11 +203,11 @@ def store_float(address, offsets, values, mask, dtype):
 def load_mixed(address, offsets, mask, dtype):
     """`load_float` from several tensors at once: each entry has its own address and dtype."""
     full = address.to(tl.pointer_type(tl.float32)) + offsets
-    brain = address.to(tl.pointer_type(tl.bfloat16)) + offsets
+    brain = address.to(tl.pointer_type(tl.uint16)) + offsets
     half = address.to(tl.pointer_type(tl.float16)) + offsets
     # chosen, not added up: a sum would lose the sign of zero
     values = tl.load(full, mask=mask & (dtype == 0), other=0.0)
-    values = tl.where(dtype == 1, tl.load(brain, mask=mask & (dtype == 1), other=0.0).to(tl.float32), values)
+    values = tl.where(dtype == 1, load_brain(brain, mask & (dtype == 1)), values)
     return tl.where(dtype == 2, tl.load(half, mask=mask & (dtype == 2), other=0.0).to(tl.float32), values)
 
 

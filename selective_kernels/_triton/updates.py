@@ -18,28 +18,51 @@ from selective_kernels._triton.rows import (
     widen_bits,
 )
 
-# Further columns of the device table, int64 that hold the bits of a float32 unless something else is said.
-COLUMN = tl.constexpr(N_COLUMNS)
-MISSED = tl.constexpr(N_COLUMNS)  # integer: where the tensor's missed steps begin
-MISSED_END = tl.constexpr(N_COLUMNS + 1)  # integer
-AGES = tl.constexpr(N_COLUMNS + 2)  # integer: where its group's corrections by age begin
-LAST_AGE = tl.constexpr(N_COLUMNS + 3)  # integer: from there on they stay what they are
-LR = tl.constexpr(N_COLUMNS + 4)
-FIRST = tl.constexpr(N_COLUMNS + 5)  # Adam: lr / (1 - beta1^t). SGD, integer: 1 if all momentum starts now
-CORRECTION2 = tl.constexpr(N_COLUMNS + 6)  # Adam: sqrt(1 - beta2^t)
-ONE_MINUS_BETA1 = tl.constexpr(N_COLUMNS + 7)  # SGD: momentum
-BETA2 = tl.constexpr(N_COLUMNS + 8)  # SGD: 1 - dampening
-ONE_MINUS_BETA2 = tl.constexpr(N_COLUMNS + 9)  # SGD, integer: 1 for Nesterov
-EPS = tl.constexpr(N_COLUMNS + 10)
-KEEP = tl.constexpr(N_COLUMNS + 11)  # 1 - lr * decay
-L2 = tl.constexpr(N_COLUMNS + 12)  # weight decay in the gradient
-N_EXTRA = 13
+# Further columns of the device table, int64: integers about ages, then the bits of float32 numbers.
+MISSED = tl.constexpr(N_COLUMNS)  # where the tensor's missed steps begin
+MISSED_END = tl.constexpr(N_COLUMNS + 1)
+AGES = tl.constexpr(N_COLUMNS + 2)  # where its group's corrections by age begin
+LAST_AGE = tl.constexpr(N_COLUMNS + 3)  # from there on they stay what they are
+NUMBERS = N_COLUMNS + 4
+LR = tl.constexpr(NUMBERS)
+L2 = tl.constexpr(NUMBERS + 1)  # weight decay in the gradient
+STEP_SIZE = tl.constexpr(NUMBERS + 2)  # Adam: lr / (1 - beta1^t)
+CORRECTION2 = tl.constexpr(NUMBERS + 3)  # Adam: sqrt(1 - beta2^t)
+ONE_MINUS_BETA1 = tl.constexpr(NUMBERS + 4)
+BETA2 = tl.constexpr(NUMBERS + 5)
+ONE_MINUS_BETA2 = tl.constexpr(NUMBERS + 6)
+EPS = tl.constexpr(NUMBERS + 7)
+KEEP = tl.constexpr(NUMBERS + 8)  # 1 - lr * decay
+STARTS = tl.constexpr(NUMBERS + 2)  # SGD: 1 if all momentum of the tensor starts now
+MOMENTUM = tl.constexpr(NUMBERS + 3)
+ONE_MINUS_DAMPENING = tl.constexpr(NUMBERS + 4)
+NESTEROV = tl.constexpr(NUMBERS + 5)  # SGD: 1 or 0
 
 
 @triton.jit
 def number(rows, n_rows, row, which: tl.constexpr):
     """A float32 of the device table."""
     return column(rows, n_rows, row, which).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def may_run(skip, HAS_SKIP: tl.constexpr):
+    """Whether the update's flag lets it run."""
+    if HAS_SKIP:
+        runs = tl.load(skip) == 0
+    else:
+        runs = True
+    return runs
+
+
+@triton.jit
+def load_clip(clip, CLIP_ON_DEVICE: tl.constexpr):
+    """The factor on the gradients: a number, or what is at an address."""
+    if CLIP_ON_DEVICE:
+        factor = tl.load(clip)
+    else:
+        factor = clip
+    return factor
 
 
 @triton.jit
@@ -76,26 +99,26 @@ def entry_ages(rows, n_rows, row, chosen, missed, now, steps, entries, there):
 @triton.jit(do_not_specialize=["n_rows", "now", "steps"])
 def adam_kernel(
     rows, n_rows, offsets, grads, exp_avg, exp_avg_sq, master, chosen, missed, corrections1, corrections2, now, steps,
-    clip, skip, AGED: tl.constexpr, BLOCK: tl.constexpr,
+    clip, skip, AGED: tl.constexpr, CLIP_ON_DEVICE: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One step of Adam or AdamW; the arrays are ordered like the index list `offsets`.
 
-    With AGED, `corrections1` and `corrections2` (float32, by age) are 1 - beta1^age and sqrt(1 - beta2^age). `clip`
-    (float32, 1) is a factor on the gradients; nothing happens unless `skip` (int32, 1) is zero.
+    With AGED, `corrections1` and `corrections2` (float32, by age) are 1 - beta1^age and sqrt(1 - beta2^age). `clip` is
+    a factor on the gradients, a number or one float32; nothing happens unless `skip` (one int32, if any) is zero.
     """
-    if tl.load(skip) == 0:
+    if may_run(skip, HAS_SKIP):
         row, entries, there = block_entries(rows, n_rows, BLOCK)
         offset = tl.load(offsets + entries, mask=there, other=0)
         param, dtype = column(rows, n_rows, row, PARAM), column(rows, n_rows, row, DTYPE)
         theta = load_theta(param, offset, master, entries, there, dtype)
-        step_size = number(rows, n_rows, row, FIRST)
+        step_size = number(rows, n_rows, row, STEP_SIZE)
         correction2 = number(rows, n_rows, row, CORRECTION2)
         if AGED:
             age = entry_ages(rows, n_rows, row, chosen, missed, now, steps, entries, there)
             age = tl.minimum(age, column(rows, n_rows, row, LAST_AGE)) + column(rows, n_rows, row, AGES)
             step_size = tl.math.div_rn(number(rows, n_rows, row, LR), tl.load(corrections1 + age))
             correction2 = tl.load(corrections2 + age)
-        grad = tl.load(grads + entries, mask=there, other=0.0) * tl.load(clip)
+        grad = tl.load(grads + entries, mask=there, other=0.0) * load_clip(clip, CLIP_ON_DEVICE)
         grad = grad + number(rows, n_rows, row, L2) * theta
         theta = theta * number(rows, n_rows, row, KEEP)
         m = tl.load(exp_avg + entries, mask=there, other=0.0)
@@ -112,29 +135,31 @@ def adam_kernel(
 @triton.jit(do_not_specialize=["n_rows", "now", "steps"])
 def sgd_kernel(
     rows, n_rows, offsets, grads, buffer, master, chosen, missed, now, steps, clip, skip,
-    AGED: tl.constexpr, HAS_BUFFER: tl.constexpr, BLOCK: tl.constexpr,
+    AGED: tl.constexpr, HAS_BUFFER: tl.constexpr, CLIP_ON_DEVICE: tl.constexpr, HAS_SKIP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One step of SGD; arguments as in `adam_kernel`. A group without momentum leaves its part of `buffer` alone."""
-    if tl.load(skip) == 0:
+    if may_run(skip, HAS_SKIP):
         row, entries, there = block_entries(rows, n_rows, BLOCK)
         offset = tl.load(offsets + entries, mask=there, other=0)
         param, dtype = column(rows, n_rows, row, PARAM), column(rows, n_rows, row, DTYPE)
         theta = load_theta(param, offset, master, entries, there, dtype)
-        grad = tl.load(grads + entries, mask=there, other=0.0) * tl.load(clip)
+        grad = tl.load(grads + entries, mask=there, other=0.0) * load_clip(clip, CLIP_ON_DEVICE)
         grad = grad + number(rows, n_rows, row, L2) * theta
         direction = grad
         if HAS_BUFFER:
-            momentum = number(rows, n_rows, row, ONE_MINUS_BETA1)
+            momentum = number(rows, n_rows, row, MOMENTUM)
             if momentum != 0.0:
                 before = tl.load(buffer + entries, mask=there, other=0.0)
-                after = momentum * before + number(rows, n_rows, row, BETA2) * grad
-                first = column(rows, n_rows, row, FIRST) + tl.zeros_like(entries)
+                after = momentum * before + number(rows, n_rows, row, ONE_MINUS_DAMPENING) * grad
                 if AGED:
-                    first = entry_ages(rows, n_rows, row, chosen, missed, now, steps, entries, there)
-                after = tl.where(first == 1, grad, after)
+                    age = entry_ages(rows, n_rows, row, chosen, missed, now, steps, entries, there)
+                    after = tl.where(age == 1, grad, after)
+                elif number(rows, n_rows, row, STARTS) != 0.0:
+                    after = grad
                 tl.store(buffer + entries, after, mask=there)
                 direction = after
-                if column(rows, n_rows, row, ONE_MINUS_BETA2) == 1:
+                if number(rows, n_rows, row, NESTEROV) != 0.0:
                     direction = grad + momentum * after
         theta = theta - number(rows, n_rows, row, LR) * direction
         store_theta(param, offset, master, entries, there, dtype, theta)

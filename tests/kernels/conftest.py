@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from tritontests import AVAILABLE, DEVICE, at_home
 
 from selective_kernels import Score, SparseIndex, dispatch
 from selective_kernels.dispatch import ENVIRONMENT_VARIABLE
@@ -29,6 +30,16 @@ hypothesis.settings.load_profile("suite")
 # On a GPU the Triton kernels have tests of their own, whose tensors are there.
 TRITON = not dispatch.unavailable("triton", "cpu")
 PATHS = [(isa, 2) for isa in isa_paths()] + [(isa_paths()[0], 1), (isa_paths()[0], 7)]
+
+
+RESOLVE = dispatch.resolve
+
+
+def resolve_to_triton(device: torch.device | str, backend: str = "auto") -> str:
+    """`dispatch.resolve`; a test that names another backend would not see Triton's kernels at all."""
+    found = RESOLVE(device, backend)
+    assert found == "triton", f"expected Triton's kernels, got those of {found!r}: name no backend here"
+    return found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +67,26 @@ def everywhere() -> Callable[..., dict[str, Any]]:
         if TRITON and triton:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(ENVIRONMENT_VARIABLE, "triton")
+                patch.setattr(dispatch, "resolve", resolve_to_triton)
                 results["triton"] = function()
+        return results
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def on_every_backend(everywhere: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """on_every_backend(f): what f(backend, device) gives on each path of the compiled kernels, in PyTorch and on Triton
+    kernels, where these are: on a GPU or in the interpreter. All of it is brought to the CPU.
+
+    `triton=False` leaves Triton out, which takes the interpreter some 4 ms per 1024 entries.
+    """
+
+    def run(function: Callable[[str, str], Any], triton: bool = True) -> dict[str, Any]:
+        results = everywhere(lambda: function("cpu", "cpu"), triton=False)
+        results["reference"] = function("reference", "cpu")
+        if AVAILABLE and triton:
+            results["triton"] = at_home(function("triton", DEVICE))
         return results
 
     return run

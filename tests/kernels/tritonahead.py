@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from selective_kernels._triton import indexing, layout, merging, repair, rows, sample, scan, updates, winners
+from selective_kernels._triton import indexing, layout, merging, optim, repair, rows, sample, scan, updates, winners
 from selective_kernels._triton.read import NUM_WARPS
 from selective_kernels.optim import NORM_BLOCK
 
@@ -82,8 +82,11 @@ def variants() -> list[Variant]:
     for flag in BOOLS:
         types = {"values": I32 if flag else F32}
         lists.append(Variant(f"scatter {flag}", indexing.scatter_kernel, {**block, "EXCHANGING": flag}, types))
-        lists.append(Variant(f"adam {flag}", updates.adam_kernel, {**block, "AGED": flag}))
-        lists.append(Variant(f"sgd {flag}", updates.sgd_kernel, {**block, "AGED": flag, "HAS_BUFFER": True}))
+        options = {**block, "AGED": flag, "CLIP_ON_DEVICE": flag, "HAS_SKIP": flag}
+        types = {} if flag else {"clip": "fp32"}
+        warps = optim.NUM_WARPS
+        lists.append(Variant(f"adam {flag}", updates.adam_kernel, options, types, warps))
+        lists.append(Variant(f"sgd {flag}", updates.sgd_kernel, {**options, "HAS_BUFFER": True}, types, warps))
     return [*wide, *lists]
 
 
