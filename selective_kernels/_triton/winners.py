@@ -12,7 +12,6 @@ from torch import Tensor
 
 from selective_kernels._triton.layout import CONTROL, FLAT_BITS, FLAT_MASK, MIDDLE, UNUSED, find_rows
 from selective_kernels._triton.rows import (
-    BLOCK,
     DTYPE,
     N_COLUMNS,
     OPTIONS,
@@ -31,7 +30,8 @@ from selective_kernels.table import Table
 
 BASE = tl.constexpr(N_COLUMNS)  # flat position of a tensor's first entry
 SOURCE = tl.constexpr(N_COLUMNS + 1)  # address of its gradient, 0 without one
-NUM_WARPS = 8  # each entry takes many registers
+FETCHED = 512  # entries per program of NUM_WARPS warps; each takes many registers
+NUM_WARPS = 8
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_steps", "count"])
@@ -104,7 +104,7 @@ class Winners:
         lowest = torch.zeros(1, dtype=torch.int64, device=device)
         if count:
             with on_device(device):
-                fetch_kernel[(-(-count // BLOCK),)](
+                fetch_kernel[(-(-count // FETCHED),)](
                     rows.data,
                     rows.n_rows,
                     rows.n_rows.bit_length(),
@@ -118,7 +118,7 @@ class Winners:
                     self._bits if self._values is None else self._values,
                     HAS_GRADS=self._grads is not None,
                     HAS_VALUES=self._values is not None,
-                    BLOCK=BLOCK,
+                    BLOCK=FETCHED,
                     num_warps=NUM_WARPS,
                     **OPTIONS,
                 )

@@ -70,8 +70,9 @@ def variants() -> list[Variant]:
         found.append(Variant(f"repair {collecting}", repair.repair_kernel, constants, {"histogram": I64}))
     wide = [variant._replace(warps=NUM_WARPS) for variant in found]
     block = {"BLOCK": rows.BLOCK}
+    fetching = {"BLOCK": winners.FETCHED, "HAS_GRADS": True, "HAS_VALUES": True}
     lists = [
-        Variant("fetch", winners.fetch_kernel, {**block, "HAS_GRADS": True, "HAS_VALUES": True}, {}, winners.NUM_WARPS),
+        Variant("fetch", winners.fetch_kernel, fetching, {}, winners.NUM_WARPS),
         Variant("merge", merging.merge_kernel, block),
         Variant("copy", merging.copy_kernel, block),
         Variant("square", updates.square_kernel, {"NORM_BLOCK": NORM_BLOCK}),
