@@ -44,8 +44,8 @@ from selective_kernels._triton.scores import (
 LINES_AT_ONCE = 64
 BLOCKS_PER_PROGRAM = 8
 SLOTS_PER_PROGRAM = 1024
-BIN_SHIFT = tl.constexpr(18)  # scores that agree in the bits above share a bin: 32 bins per power of two
-BINS = 2**13
+BIN_SHIFT = tl.constexpr(19)  # scores that agree in the bits above share a bin: 16 bins per power of two
+BINS = 2**12
 SAMPLE_LINE = tl.constexpr(LINE)
 SAMPLE_TILE = tl.constexpr(TILE)
 

@@ -45,12 +45,12 @@ MIXED = -1  # instead of a dtype code: tensors of several
 
 @triton.jit
 def read_full(address, first, storage: tl.constexpr, TILE: tl.constexpr):
-    """A full tile at an address that is a multiple of 16, by 128-bit loads: the compiler believes the hint only if it
-    stands before and after the cast, and only without a mask.
+    """A full tile at an address that is a multiple of 16, by 128-bit loads: the compiler needs the hint after the cast,
+    and no mask.
     """
     size: tl.constexpr = storage.primitive_bitwidth // 8
-    aligned = tl.multiple_of(address + first * size, 16)
-    pointer = tl.multiple_of(aligned.to(tl.pointer_type(storage)), 16) + tl.arange(0, TILE)
+    place = address + first * size
+    pointer = tl.multiple_of(place.to(tl.pointer_type(storage)), 16) + tl.arange(0, TILE)
     if storage == tl.uint16:
         values = widen_bits(tl.load(pointer).to(tl.int32), 1)
     else:
