@@ -28,11 +28,11 @@ class BoundOptimizer(Optimizer):
     _dense_state: tuple[str, ...] = ()  # names of what each parameter with dense state must have
 
     _can_defer = True  # updates look at a flag on the device, see `pending`
+    _defers: bool | None = None  # whether steps do not wait; None until it is known for the table
 
     def __init__(self, params: Any, defaults: dict[str, Any], settings: Settings) -> None:
         self._settings = settings
         self._pending: Pending | None = None
-        self._defers = False
         self._selection: Selection | None = None
         self._table: Table | None = None
         self._schedule: Tensor | None = None
@@ -56,14 +56,22 @@ class BoundOptimizer(Optimizer):
     def _settle(self) -> None:
         """Waits for the outcome of the last step, if nobody has yet."""
         pending, self._pending = self._pending, None
-        if pending is not None and pending.skipped():
-            assert self._settled is not None
+        if pending is None:
+            return
+        assert self._settled is not None
+        if pending.skipped():
             pending.take_back(self._settled, self.state)
             self._report_nonfinite(self._settled)
+        else:
+            self._finish(self._settled, selected=pending.starts is not None)
 
     @abstractmethod
     def _report_nonfinite(self, selection: Selection) -> None:
         """Counts a step that was skipped because of inf or NaN, or raises."""
+
+    @abstractmethod
+    def _finish(self, selection: Selection, *, selected: bool) -> None:
+        """What comes after a step that was made; `selected`: new entries joined in it."""
 
     @abstractmethod
     def _check_group(self, group: Mapping[str, Any]) -> None:
@@ -195,7 +203,18 @@ class BoundOptimizer(Optimizer):
         assert self._selection is not None
         if self._selection.index.offsets.device != table.device:
             self._selection.adapt(table)
+        if self._defers is None:
+            self._defers = self._may_defer(table)
         return table, self._selection
+
+    def _may_defer(self, table: Table) -> bool:
+        """Whether steps with this table can go on without waiting for their outcome; beside a GPU, the CPU cannot."""
+        if not self._can_defer or self._settings.nonfinite == "raise" or self._settings.repeats:
+            return False
+        if not table.params:  # torch's own kernels do all
+            return all(param.is_cuda for group in self.param_groups for param in group["params"])
+        kinds = {device.type for device in table.devices}
+        return len(kinds) == 1 and dispatch.defers(table.device, self._settings.backend)
 
     def _rebind(self) -> Table:
         table = self._make_table()
@@ -212,11 +231,7 @@ class BoundOptimizer(Optimizer):
                     "got others; build a new optimizer for another model"
                 )
             self._selection.adapt(table)
-        self._table = table
-        waits = self._settings.nonfinite == "raise" or self._settings.repeats or self._settings.warmup_steps
-        kinds = {param.device.type for group in self.param_groups for param in group["params"]}
-        may_defer = self._can_defer and not waits and len(kinds) == 1  # beside a GPU, the CPU has to wait anyway
-        self._defers = may_defer and dispatch.defers(table.device, self._settings.backend)
+        self._table, self._defers = table, None
         return table
 
     def _make_table(self) -> Table:

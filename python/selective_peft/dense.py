@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
+
+from selective_kernels.hostcopy import moved
 
 FUSED_DEVICES = ("cpu", "cuda")
 ADAM_STATE = ("step", "original", "exp_avg", "exp_avg_sq")
@@ -28,11 +31,22 @@ def _prepare(params: Sequence[Tensor], state: State, moments: Sequence[str]) -> 
             mine["original"] = param.detach().clone()
             for name in moments:
                 mine[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        mine["step"] = moved(mine["step"], param.device)  # loading leaves it on the checkpoint's device
 
 
 def _laid_out(grad: Tensor, param: Tensor) -> Tensor:
     """The gradient with the parameter's strides: torch's fused update takes both in the order of memory."""
     return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+
+
+@contextmanager
+def _unless(skip: Tensor | None, written: Sequence[Tensor]) -> Iterator[None]:
+    """What the block writes to these tensors is undone, bit for bit, if `skip` is set (see `dense_adam_`)."""
+    before = [] if skip is None else [tensor.detach().clone() for tensor in written]
+    yield
+    for tensor, old in zip(written, before, strict=False):  # nothing if there is no `skip`
+        assert skip is not None
+        tensor.copy_(torch.where(moved(skip.reshape(()), tensor.device) != 0, old, tensor))
 
 
 def dense_adam_(
@@ -44,58 +58,61 @@ def dense_adam_(
     """
     _prepare(params, state, ("exp_avg", "exp_avg_sq"))
     grads = [_laid_out(param.grad, param) for param in params if param.grad is not None]
+    steps, means, squares = ([state[param][name] for param in params] for name in ("step", "exp_avg", "exp_avg_sq"))
     beta1, beta2 = group["betas"]
-    adam(
-        list(params),
-        grads,
-        [state[param]["exp_avg"] for param in params],
-        [state[param]["exp_avg_sq"] for param in params],
-        [],
-        [state[param]["step"] for param in params],
-        foreach=False,
-        fused=_fused(params),
-        found_inf=None if skip is None else skip.reshape(()).float(),
-        decoupled_weight_decay=decoupled,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=float(group["lr"]),
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
-    )
+    fused = _fused(params)
+    with _unless(None if fused else skip, [*params, *steps, *means, *squares]):
+        adam(
+            list(params),
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            foreach=False,
+            fused=fused,
+            found_inf=skip.reshape(()).float() if fused and skip is not None else None,
+            decoupled_weight_decay=decoupled,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def dense_sgd_(params: Sequence[Tensor], group: Mapping[str, Any], state: State, skip: Tensor | None = None) -> None:
     """torch's SGD on parameters that have a gradient; keeps their first values.
 
     Not fused: torch 2.13's fused CPU kernel gives wrong results for 16-bit parameters, and for parameters of which some
-    have no momentum buffer yet. So `skip`, as in `dense_adam_`, needs a copy of what the update writes.
+    have no momentum buffer yet. So `skip`, as in `dense_adam_`, needs a copy of what the update writes: of one
+    parameter at a time.
     """
     _prepare(params, state, ())
-    buffers = [state[param].get("momentum_buffer") for param in params]
-    written = [] if skip is None else [*params, *(buffer for buffer in buffers if buffer is not None)]
-    before = [tensor.detach().clone() for tensor in written]
-    sgd(
-        list(params),
-        [param.grad for param in params if param.grad is not None],
-        buffers,
-        foreach=False,
-        fused=False,
-        weight_decay=group["weight_decay"],
-        momentum=group["momentum"],
-        lr=float(group["lr"]),
-        dampening=group["dampening"],
-        nesterov=group["nesterov"],
-        maximize=False,
-    )
-    for tensor, old in zip(written, before, strict=True):
-        assert skip is not None
-        tensor.copy_(torch.where(skip.reshape(()).to(tensor.device) != 0, old, tensor))
-    for param, buffer in zip(params, buffers, strict=True):
-        state[param]["step"] += 1 if skip is None else (skip.reshape(()) == 0).to(param.device)
+    for some in [params] if skip is None else [[param] for param in params]:
+        buffers = [state[param].get("momentum_buffer") for param in some]
+        steps = [state[param]["step"] for param in some]
+        with _unless(skip, [*some, *steps, *(buffer for buffer in buffers if buffer is not None)]):
+            sgd(
+                list(some),
+                [param.grad for param in some if param.grad is not None],
+                buffers,
+                foreach=False,
+                fused=False,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=float(group["lr"]),
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=False,
+            )
+            for step in steps:
+                step += 1
         if group["momentum"]:
-            state[param]["momentum_buffer"] = buffer
+            for param, buffer in zip(some, buffers, strict=True):
+                state[param]["momentum_buffer"] = buffer
 
 
 def check_dense_state(

@@ -21,7 +21,7 @@ from selective_kernels.optim import Ages
 from selective_peft import dense_phases
 from selective_peft.dense_phases import CLIP_EPS
 from selective_peft.gradients import dense_grads, nonfinite_names
-from selective_peft.pending import Pending, Verdict, dense_flag
+from selective_peft.pending import Pending, Verdict
 from selective_peft.resume import ResumableOptimizer
 from selective_peft.scores import describe_score, needs_grad
 from selective_peft.search import Gradients, find
@@ -56,7 +56,7 @@ class SelectiveOptimizer(ResumableOptimizer):
         given = Gradients(tensors, [grad for grad in grads if grad is not None])
         if not tensors and not any(dense):
             return
-        verdict = self._verdict(table)
+        verdict = self._verdict(table, selection)
         missed: list[int] | None
         if selection.warmup < self._settings.warmup_steps:
             missed = [] if verdict.dense_finite() and dense_phases.warm_up(self, table, selection, given) else None
@@ -67,19 +67,21 @@ class SelectiveOptimizer(ResumableOptimizer):
         if missed is None:
             self._report_nonfinite(selection)
             return
-        before = {param: dict(self.state.get(param, {})) for params in dense for param in params if verdict.open}
+        before = {}
+        if verdict.open:
+            before = {param: dict(self.state.get(param, {})) for params in dense for param in params}
         for params, group in zip(dense, self._groups(selective=False), strict=True):
             if params:
                 self._update_dense(params, group, verdict.skip)
         if verdict.skip is not None:
-            self._pending = Pending(HostCopy(verdict.skip), given.tensors, missed, before)
+            self._pending = Pending(HostCopy(verdict.skip), given.tensors, missed, before, verdict.starts)
 
-    def _verdict(self, table: Table) -> Verdict:
+    def _verdict(self, table: Table, selection: Selection) -> Verdict:
         """What is known of the dense groups' gradients, or will be."""
         grads = dense_grads(self.param_groups)
-        if self._defers:
-            return Verdict(flag=dense_flag(grads, table.device))
-        return Verdict(finite=all(bool(torch.isfinite(grad).all()) for grad in grads))
+        home = table.device if table.params or not grads else grads[0].device
+        defers = bool(self._defers) and selection.warmup >= self._settings.warmup_steps
+        return Verdict(grads, home, defers and all(grad.device.type == home.type for grad in grads))
 
     def _step_selected(
         self, table: Table, selection: Selection, given: Gradients, verdict: Verdict
@@ -112,12 +114,8 @@ class SelectiveOptimizer(ResumableOptimizer):
                 )
             )
         selection.step += 1
-        if selection.step == self._settings.total_steps and not selection.count and self.budget:
-            warnings.warn(
-                f"none of the budget of {self.budget} was selected in {selection.step} steps: no scalar had a finite "
-                "score above zero",
-                stacklevel=4,
-            )
+        if not verdict.open:
+            self._finish(selection, selected=verdict.starts is not None)
         return missed
 
     def _select(self, table: Table, selection: Selection, given: Gradients, verdict: Verdict) -> Tensor | None:
@@ -127,32 +125,41 @@ class SelectiveOptimizer(ResumableOptimizer):
         total = wanted if isinstance(wanted, int) else sum(wanted)
         selected_grads = torch.empty(selection.count + total, device=table.device)
         by_grad = needs_grad(settings.score)
+        index, backend = selection.index, settings.backend
         if not total or (by_grad and not given.tensors):
-            finite = gather_grads(
-                table,
-                selection.index,
-                given.tensors,
-                given.grads,
-                selected_grads,
-                flag=verdict.flag,
-                backend=settings.backend,
+            verdict.leave_open()
+            finite = not given.tensors or gather_grads(
+                table, index, given.tensors, given.grads, selected_grads, flag=verdict.flag, backend=backend
             )
-            verdict.open = verdict.flag is not None
-            return selected_grads if verdict.open or (finite and verdict.dense_finite()) else None
+            return selected_grads if finite and verdict.dense_finite() else None
+        if by_grad:
+            verdict.ask()
+        else:
+            verdict.leave_open()  # what is selected does not depend on gradients, and can be taken out again
         eligible = [] if by_grad else self._eligible(table)
-        found = find(table, selection.index, wanted, settings.score, given, eligible, selected_grads, settings.backend)
+        found = find(table, index, wanted, settings.score, given, eligible, selected_grads, backend, verdict.skip)
         if found is None or not verdict.dense_finite():
             return None
         new, fetched = found
         if new.count:
+            verdict.starts = list(index.starts)
             aligned = [(selected_grads, fetched.grads)]
-            selection.insert(new, fetched, aligned, self._fresh_state(table, new), settings.backend)
-            self._let_go()
+            selection.insert(new, fetched, aligned, self._fresh_state(table, new), backend)
         return selected_grads
 
     def _fresh_state(self, table: Table, new: SparseIndex) -> dict[str, Tensor]:
         """Per-entry state that new entries begin with, where it is not zero."""
         return {}
+
+    def _finish(self, selection: Selection, *, selected: bool) -> None:
+        if selected:
+            self._let_go()
+        if selection.step == self._settings.total_steps and not selection.count and self.budget:
+            warnings.warn(
+                f"none of the budget of {self.budget} was selected in {selection.step} steps: no scalar had a finite "
+                "score above zero",
+                stacklevel=5,
+            )
 
     def _let_go(self) -> None:
         """Frees scores that were handed in, as large as the model, once they have served."""

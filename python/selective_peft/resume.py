@@ -88,10 +88,10 @@ class ResumableOptimizer(BoundOptimizer):
         rest = {key: value for key, value in state.items() if key != "selective"}
         super().load_state_dict({**state_dict, "state": rest})
         restore_shared_(state_dict, self.param_groups, self.state)
-        self._table, self._schedule, self._selection = table, schedule, selection
+        self._table, self._schedule, self._selection, self._defers = table, schedule, selection, None
         self._use_extra(extra)
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        own = {"_settings", "_settled", "_pending", "_defers", "_schedule", "_warned", "_table", "_complete"}
+        own = {"_settings", "_settled", "_pending", "_schedule", "_warned", "_table", "_complete"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}

@@ -33,6 +33,7 @@ def find(
     eligible: Sequence[int],
     selected_grads: Tensor,
     backend: str,
+    flag: Tensor | None = None,
 ) -> tuple[SparseIndex, Fetched] | None:
     """The best `wanted` entries that are not in `index` yet.
 
@@ -44,10 +45,12 @@ def find(
         eligible: tensors that a score without gradients may select from.
         selected_grads: float32, shape (index.count,) or longer; receives the gradients of the selected entries.
         backend: see `SelectiveAdamW`.
+        flag: for a score without gradients: whether one that was read is inf or NaN goes there, and nobody waits for
+            it; see `selective_kernels.gather_grads`.
 
     Returns:
-        The new entries with their gradients and parameters; None if a gradient that was read is inf or NaN. Without a
-        gradient in this step, entries have no defined value in either list of gradients.
+        The new entries with their gradients and parameters; None if a gradient that was read is inf or NaN, unless that
+        goes into `flag`. Without a gradient in this step, entries have no defined value in either list of gradients.
     """
     form = kernel_form(score)
     running = scan(table, index, wanted, form or Score(family="given"), backend=backend)
@@ -73,7 +76,7 @@ def find(
         reader.gather(new, fresh)
         return new, fetched
     finite = [
-        gather_grads(table, entries, given.tensors, given.grads, out, backend=backend)
+        gather_grads(table, entries, given.tensors, given.grads, out, flag=flag, backend=backend)
         for entries, out in ((index, selected_grads), (new, fresh))
     ]
     return (new, fetched) if all(finite) else None

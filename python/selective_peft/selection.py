@@ -89,6 +89,17 @@ class Selection:
         merged = [(array, fresh.get(name)) for name, array in self.arrays.items()]
         merge_(self.index, new, [*merged, *aligned], backend=backend)
 
+    def take_out(self, starts: list[int]) -> None:
+        """Takes out again what this step has inserted; on a GPU it waits.
+
+        Args:
+            starts: of the index before.
+        """
+        stay = (self.arrays["chosen"][: self.count] != self.step).nonzero().reshape(-1)
+        for array in (self.index.offsets, *self.arrays.values()):
+            array[: len(stay)] = array[stay]
+        self.index.starts[:] = starts
+
     def replace(self, new: SparseIndex, fetched: Fetched) -> None:
         """Forgets all entries and holds these instead."""
         self.index.offsets[: new.count] = new.valid
