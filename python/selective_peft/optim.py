@@ -112,7 +112,8 @@ class SelectiveAdamW(SelectiveAdam):
         params: parameters, named parameters, or groups of them; float32, bfloat16 or float16, contiguous. A group may
             carry `selective=False`: it is trained whole, outside the budget (a new head). They may lie on several
             devices; what is kept of the selected scalars is on the first one's, and "auto" is a backend for each.
-        lr, betas, eps, weight_decay: as in torch, read from the group at each step. Only selected scalars decay.
+        lr, betas, eps, weight_decay: as in torch, read from the group at each step. Only selected scalars decay. Each
+            step waits for a number that is on a GPU.
         budget: how many scalars to train: an integer, or a share in (0, 1) of the selective scalars; None for methods
             without one.
         total_steps: number of steps over which the budget is spent; training may go on afterwards.
@@ -122,7 +123,7 @@ class SelectiveAdamW(SelectiveAdam):
         score: what ranks the scalars: `D3(exp, eps)`, the default, another one of `selective_peft.scores`, or a
             callable(name, param, grad) that returns a tensor's scores.
         strategy: "increment" (spend the budget along the schedule, the default), "static" (all in the first step), or
-            "repeat" (a fresh set in each step: a baseline with dense state, on the reference backend).
+            "repeat" (a fresh set in each step: a baseline with dense state, on the reference backend, which waits).
         scope: "global" (the best scalars of all tensors), or "tensor" (of each, in proportion to its size).
         schedule: "uniform", "linear", "cosine", "front", or a callable(step, total_steps, budget) that gives the
             number of scalars selected after that step.
@@ -131,7 +132,8 @@ class SelectiveAdamW(SelectiveAdam):
             not start with steps of up to 3.2 lr.
         max_grad_norm: clip by the norm over the selected scalars' gradients; None for no clipping.
         nonfinite: "skip" a step whose gradients hold inf or NaN (counted in `skipped_steps`), or "raise". On a GPU
-            "skip" waits for nothing: the next step, or whoever asks, learns that a step was skipped. "raise" waits.
+            "skip" does not wait to know: the next step, or whoever asks, learns that a step was skipped, and warns.
+            "raise" raises in the very step, so each step waits for its gradients.
         backend: "auto", or one of "cpu", "triton" and "reference"; see `selective_kernels.explain()`.
         amsgrad, maximize, capturable, differentiable: must be False.
         foreach, fused: accepted for compatibility and ignored, with a warning.

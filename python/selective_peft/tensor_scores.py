@@ -41,7 +41,7 @@ class Difference:
     Attributes:
         tuned: parameter name -> tuned values, say a state dict; needs names of parameters.
         warmup_steps: or a number of dense steps that the optimizer takes first; then all selective parameters get their
-            first values back.
+            first values back. On a GPU each of these steps waits to know that its gradients are finite.
 
     Raises:
         ValueError: both or none of the two; warmup_steps < 1.

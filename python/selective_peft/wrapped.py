@@ -42,8 +42,9 @@ def selective(
     """A torch optimizer that trains only the selected scalars: `selective(torch.optim.RMSprop, params, budget=...)`.
 
     The result equals the dense optimizer fed masked gradients and restricted to the selected scalars, to rounding. Its
-    state is held for the selected scalars alone. It runs on short vectors in plain torch; for AdamW, Adam and SGD the
-    classes of those names use compiled updates.
+    state is held for the selected scalars alone. It runs on short vectors in plain torch, and on a GPU each step waits
+    to know that its gradients are finite; for AdamW, Adam and SGD the classes of those names use compiled updates and
+    do not wait.
 
     Args:
         optimizer: a class whose update of a scalar depends on that scalar's own history only: RMSprop, Adagrad,

@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+from selective_kernels import dispatch
+from selective_kernels.hostcopy import HostCopy
 from selective_kernels.testing import num_threads
 
 
@@ -38,3 +40,18 @@ def one_thread():
     """One thread: these tensors are small, and a test of its own shows that more threads give the same bits (C4)."""
     with num_threads(1):
         yield
+
+
+@pytest.fixture
+def deferring(monkeypatch):
+    """Backends that resolve flags at once behave as if they did not."""
+    monkeypatch.setattr(dispatch, "defers", lambda device, backend: True)
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """What the host has waited for by a `HostCopy`."""
+    counted = []
+    wait = HostCopy.wait
+    monkeypatch.setattr(HostCopy, "wait", lambda self: counted.append(self) or wait(self))
+    return counted
