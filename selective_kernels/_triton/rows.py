@@ -74,8 +74,11 @@ class Rows:
             entries = columns[END.value] - columns[BEGIN.value]
             self.longest = int(entries.max())
             columns[BLOCKS.value, 1:] = (entries[:-1] + (block - 1)).div_(block, rounding_mode="floor").cumsum(0)
-        if len(extra):
-            columns[N_COLUMNS:, :-1] = extra if isinstance(extra, Tensor) else torch.stack(list(extra))
+        if isinstance(extra, Tensor):
+            columns[N_COLUMNS:, :-1] = extra
+        else:
+            for i, column in enumerate(extra):  # some have one item for all rows
+                columns[N_COLUMNS + i, :-1] = column
         self.n_blocks = int(columns[BLOCKS.value, -1])
         self.data = to_device(columns, table.device)
 
