@@ -109,7 +109,7 @@ def test_c2_prefilter_loses_nothing(everywhere, ranking, exponent, eps):
     for level in LEVELS:
         grad, param = entries_around(level, exponent, eps)
         ranked = ranking([param], [grad], score)
-        for k in {1 + i * len(ranked.scores) // 5 for i in range(5)}:
+        for i, k in enumerate(sorted({1 + i * len(ranked.scores) // 5 for i in range(5)})):
             hint = ranked.threshold(k)
 
             def run(grad=grad, param=param, hint=hint, k=k):
@@ -117,9 +117,11 @@ def test_c2_prefilter_loses_nothing(everywhere, ranking, exponent, eps):
                 running.add([0], [grad])
                 return running.finalize(), running.passes, running.threshold
 
-            for actual, passes, threshold in everywhere(run).values():
+            for path, (actual, passes, threshold) in everywhere(run, triton=i == 1 and level == -119).items():
                 assert_same_index(actual, ranked.top(k))
-                assert (passes, threshold) == (1, hint)
+                assert threshold == hint
+                # room for candidates is not the filter's business
+                assert passes == 1 or (path == "triton" and (ranked.scores >= hint).sum() > 2 * k + 4096)
             checked += len(ranked.scores)
     assert checked > 100_000  # most of the levels give scores that can be selected
 

@@ -116,7 +116,9 @@ def test_c4_topk_equals_sorting(family, dtype, levels, everywhere):
     for k in (0, 1, 500, 5000, 10**6):
         expected = oracle(family, params, grads, k, index, 5)
         assert_same_index(topk(params, grads, k, score, index, backend="reference"), expected)
-        for name, found in everywhere(lambda k=k: topk(params, grads, k, score, index)).items():
+        for name, found in everywhere(
+            lambda k=k: topk(params, grads, k, score, index), triton=k == 500 and levels > 0
+        ).items():
             assert found.starts == expected.starts, f"{name}, k={k}"
             assert_same_index(found, expected)
 
@@ -152,7 +154,7 @@ def test_special_values_on_every_path(family, everywhere):
     grad = torch.tensor(SPECIAL).repeat_interleave(500)
     for k in (1, 700, 5000):
         expected = oracle(family, [param], [grad], k, SparseIndex.empty(1))
-        for found in everywhere(lambda k=k: topk([param], [grad], k, Score(family=family))).values():
+        for found in everywhere(lambda k=k: topk([param], [grad], k, Score(family=family)), triton=k == 700).values():
             assert_same_index(found, expected)
 
 
