@@ -108,6 +108,12 @@ def test_all_16_bit_patterns_widen_as_in_torch(on_every_backend, dtype):
         assert torch.equal(actual.isnan(), tensor.isnan())
 
 
+def special():
+    """Zeros, inf, and NaN: quiet, with a payload that rounds away to inf's bits, and with one that overflows."""
+    bits = [0, 0x7F800000, 0x7FC00000, 0x7F800001, 0x7F80FFFF, 0x7FFFFFFF, 0x7FFF8000]
+    return torch.tensor([*bits, *(each - 2**31 for each in bits)], dtype=torch.int32).view(torch.float32)
+
+
 def hard_to_round(dtype):
     """Every value of a 16-bit type, the halves between neighbours, and their float32 neighbours; random bits; NaN."""
     values = torch.arange(65536).to(torch.int16).view(dtype)
@@ -117,7 +123,7 @@ def hard_to_round(dtype):
     largest = torch.tensor(math.inf)
     around = torch.cat([exact, torch.nextafter(exact, largest), torch.nextafter(exact, -largest)])
     anything = torch.from_numpy(np.random.default_rng(3).integers(0, 2**32, 200_000, np.uint32).view(np.float32))
-    return torch.cat([around, anything, torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])])
+    return torch.cat([around, anything, special()])
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # by the interpreter, which rounds to inf
@@ -127,9 +133,9 @@ def test_scatter_rounds_as_torch(on_every_backend, dtype):
     values = hard_to_round(torch.float16 if dtype is torch.float32 else dtype)
 
     def run(backend, device):
-        # Every value would take the interpreter seconds. The last ones are the special ones.
-        step = 11 if backend == "triton" and INTERPRETED else 1
-        entries = torch.arange(len(values) - 1, -1, -step).flip(0)
+        # Every value would take the interpreter seconds; all special ones are at the end.
+        step, ordinary = 11 if backend == "triton" and INTERPRETED else 1, len(values) - len(special())
+        entries = torch.cat([torch.arange(0, ordinary, step), torch.arange(ordinary, len(values))])
         target = torch.full((len(values),), 3.0, dtype=dtype, device=device)
         index = placed(SparseIndex.from_lists([entries]), device)
         scatter_([target], index, values[entries].to(device), backend=backend)

@@ -8,7 +8,7 @@ import torch
 from tritontests import placed, shifted
 from updatestories import KINDS
 
-from selective_kernels import AdamGroup, Ages, SparseIndex, Table, Update, adam_, sgd_
+from selective_kernels import AdamGroup, Ages, SgdGroup, SparseIndex, Table, Update, adam_, sgd_
 from selective_kernels.testing import TOLERANCES, assert_bitwise_equal
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -33,6 +33,18 @@ RATES = [1e-2, 3e-3, 0.0]
 STEPS = [1, 3, 1, 1, 40, 7, 1000, 1, 5, 2, 9]
 NOW = 12
 MISSED = {1: [0, 3, 4, 11], 3: list(range(12)), 6: [5], 7: []}
+
+
+# By name, the groups of a call: of one kind, and kinds mixed. Both decays, large: what comes first makes a difference.
+GROUPS = {name: [kind.group(lr) for lr in RATES] for name, kind in KINDS.items()}
+GROUPS["both_decays"] = [AdamGroup(lr, 0.9, 0.999, 1e-8, decay=50.0, l2=2.0) for lr in RATES]
+GROUPS["mixed_adam"] = [
+    AdamGroup(1e-2, 0.9, 0.999, 1e-8, decay=0.1),
+    AdamGroup(3e-3, 0.0, 0.5, 1e-2),
+    AdamGroup(0.0, 0.8, 0.9999, 1e-6, l2=0.1),
+]
+GROUPS["mixed_sgd"] = [SgdGroup(1e-2), SgdGroup(3e-3, 0.9, 0.5, 0.1), SgdGroup(0.0, 0.8, nesterov=True)]
+GROUPS["some_momentum"] = [SgdGroup(1e-2, 0.9, nesterov=True), SgdGroup(3e-3), SgdGroup(0.0)]
 
 
 class Situation:
@@ -71,11 +83,12 @@ class Situation:
         update = Update(
             Table(self.params), self.index, tensors, self.grads, self.master, GROUP_OF, STEPS, ages, clip, skip
         )
-        groups = [KINDS[name].group(lr) for lr in RATES]
+        groups = GROUPS[name]
         if isinstance(groups[0], AdamGroup):
             adam_(update, self.first, self.second, groups, backend=backend)
         else:
-            sgd_(update, self.first if groups[0].momentum else None, groups, backend=backend)
+            buffer = self.first if any(group.momentum for group in groups) else None
+            sgd_(update, buffer, groups, backend=backend)
         return self.arrays()
 
     def arrays(self):
@@ -87,7 +100,7 @@ def scalar(value, dtype, device):
 
 
 @pytest.mark.parametrize("per_entry", [False, True], ids=["global", "per_entry"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", GROUPS)
 def test_c6_c7_one_update(on_every_backend, name, per_entry):
     """C6: as in PyTorch, to rounding, for all dtypes, groups, counts and ages in one call. C7: the rest keeps every
     bit. A float and a number on the device clip alike, and a flag that is not raised changes no bit."""
