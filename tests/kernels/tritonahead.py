@@ -73,8 +73,10 @@ def variants() -> list[Variant]:
     fetching = {"BLOCK": winners.FETCHED, "HAS_GRADS": True, "HAS_VALUES": True}
     lists = [
         Variant("fetch", winners.fetch_kernel, fetching, {}, winners.NUM_WARPS),
-        Variant("merge", merging.merge_kernel, block),
+        Variant("merge", merging.merge_kernel, block, {"starts": I64}),
+        Variant("merge beyond 2^31", merging.merge_kernel, block, {"starts": I64, "total": "i64"}),
         Variant("copy", merging.copy_kernel, block),
+        Variant("copy beyond 2^31", merging.copy_kernel, block, {"total": "i64"}),
         Variant("square", updates.square_kernel, {"NORM_BLOCK": NORM_BLOCK}),
     ]
     for what, name in enumerate(("values", "bits", "grads")):
@@ -83,11 +85,15 @@ def variants() -> list[Variant]:
     for flag in BOOLS:
         types = {"values": I32 if flag else F32}
         lists.append(Variant(f"scatter {flag}", indexing.scatter_kernel, {**block, "EXCHANGING": flag}, types))
-        options = {**block, "AGED": flag, "CLIP_ON_DEVICE": flag, "HAS_SKIP": flag}
-        types = {} if flag else {"clip": "fp32"}
-        warps = optim.NUM_WARPS
-        lists.append(Variant(f"adam {flag}", updates.adam_kernel, options, types, warps))
-        lists.append(Variant(f"sgd {flag}", updates.sgd_kernel, {**options, "HAS_BUFFER": True}, types, warps))
+    # a step whose outcome nobody waits for, with and without ages; one that waited
+    for aged, deferred in ((False, True), (True, True), (False, False)):
+        options = {**block, "AGED": aged, "CLIP_ON_DEVICE": deferred, "HAS_SKIP": deferred}
+        types = {} if deferred else {"clip": "fp32"}
+        name, warps = f"aged={aged} deferred={deferred}", optim.NUM_WARPS
+        lists.append(Variant(f"adam {name}", updates.adam_kernel, options, types, warps))
+        for buffer in BOOLS:
+            sgd = {**options, "HAS_BUFFER": buffer}
+            lists.append(Variant(f"sgd {name} buffer={buffer}", updates.sgd_kernel, sgd, types, warps))
     return [*wide, *lists]
 
 
