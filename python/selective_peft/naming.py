@@ -1,9 +1,54 @@
-"""Where a parameter stands in its model, read from its name: for tables of layers x modules."""
+"""What parameters are called in their bare model, and where they stand in it by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+OPTIMIZED = "torch._dynamo.eval_frame.OptimizedModule"  # not imported: that takes seconds, and most need none of it
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within DistributedDataParallel, DataParallel and `torch.compile`, in whatever order they stand."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif any(f"{kind.__module__}.{kind.__name__}" == OPTIMIZED for kind in type(model).__mro__):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def named_params(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model under the names that they have without its wrappers.
+
+    Args:
+        model: a bare model, or one within DistributedDataParallel, DataParallel or `torch.compile`, also if only parts
+            of it are.
+
+    Returns:
+        Names and parameters, as `named_parameters()` of the bare model gives them: in its order, and a tied parameter
+        once, under its first name.
+    """
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for prefix, module in _bare_modules(model, "", set()):
+        for name, param in module.named_parameters(recurse=False):
+            found.setdefault(id(param), (prefix + name, param))
+    return dict(found.values())
+
+
+def _bare_modules(module: nn.Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Each module once, with what stands before the names in it, in the order of `named_modules()`."""
+    bare = unwrapped(module)
+    if id(bare) in seen:
+        return
+    seen.add(id(bare))
+    yield prefix, bare
+    for name, child in bare.named_children():
+        yield from _bare_modules(child, f"{prefix}{name}.", seen)
 
 
 class Place(NamedTuple):

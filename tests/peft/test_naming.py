@@ -1,7 +1,14 @@
-"""Modules and layers read from parameter names."""
+"""Names of the bare model's parameters; modules and layers read from them."""
+
+import os
+import subprocess
+import sys
 
 import pytest
-from selective_peft.naming import count_by_place, layer_order, places, top_modules
+import torch
+from selective_peft.naming import count_by_place, layer_order, named_params, places, top_modules, unwrapped
+from torch import nn
+from torch.nn.parallel import DataParallel
 
 # name -> (module, layer), for a model with one stack of layers
 ONE_STACK = {
@@ -53,3 +60,66 @@ def test_rows_of_a_long_table():
     assert top_modules(counts, 4) == {"b": "b", "d": "d", "a": "a", "c": "c"}
     assert top_modules(counts, 3) == {"b": "b", "d": "d", "a": "others (2)", "c": "others (2)"}
     assert top_modules({}, 3) == {}
+
+
+class Odd(nn.Module):
+    """Names that look like a wrapper's, a tied weight, a module in two places, and a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+        self.again = self.module[1]
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.module[1].weight
+        self.nothing = nn.Linear(2, 2, bias=False)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.tied(self.again(self.module(x))) * self.scale
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def wrap_parts(model):
+    model.module[0] = compiled(model.module[0])
+    model.tied = compiled(DataParallel(model.tied))
+    return model
+
+
+WRAPPERS = {
+    "bare": lambda model: model,
+    "compiled": compiled,
+    "parallel": DataParallel,
+    "compiled, then parallel": lambda model: DataParallel(compiled(model)),
+    "parallel, then compiled": lambda model: compiled(DataParallel(model)),
+    "compiled in parts": wrap_parts,
+    "all of it": lambda model: compiled(DataParallel(wrap_parts(model))),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_names_are_those_of_the_bare_model(wrapper):
+    model = Odd()
+    expected = dict(model.named_parameters())
+    wrapped = WRAPPERS[wrapper](model)
+    found = named_params(wrapped)
+    assert list(found) == list(expected)
+    assert all(found[name] is param for name, param in expected.items())
+    assert next(iter(found)) == "scale"
+    assert "module.1.weight" in found
+    assert not {"again.weight", "tied.weight"} & set(found)
+    assert unwrapped(wrapped) is model
+    if wrapper != "bare":
+        assert list(dict(wrapped.named_parameters())) != list(expected)  # the wrapper does change names
+
+
+def test_names_without_a_compiler_do_not_import_it():
+    """torch._dynamo takes seconds to import."""
+    code = (
+        "import sys, torch; from selective_peft.naming import named_params; named_params(torch.nn.Linear(2, 2)); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.strip() == "False"
