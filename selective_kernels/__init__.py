@@ -2,6 +2,7 @@
 
 from selective_kernels.dispatch import explain
 from selective_kernels.fetched import Fetched
+from selective_kernels.gaps import decode_gaps, encode_gaps
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather, gather_bits, gather_grads, merge_, scatter_, swap_
 from selective_kernels.optim import AdamGroup, Ages, SgdGroup, Update, adam_, sgd_, square_sum
@@ -21,6 +22,8 @@ __all__ = [
     "Table",
     "Update",
     "adam_",
+    "decode_gaps",
+    "encode_gaps",
     "explain",
     "gather",
     "gather_bits",

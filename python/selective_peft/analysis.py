@@ -131,14 +131,19 @@ def _check_same_model(a: Updates, b: Updates) -> None:
             raise ValueError(f"b: expected {sizes[name]} scalars in {name!r} as in a, got {size}")
 
 
-def _shared(a: Updates, b: Updates, name: str) -> tuple[Tensor, Tensor]:
-    """Numbers of the entries of a tensor, in a and in b, that are in both."""
-    mine, theirs = a.offsets_of(name), b.offsets_of(name)
+def shared_places(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Where equal numbers stand in two ascending vectors without duplicates: their places in the first and second."""
     if not len(mine) or not len(theirs):
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     at = torch.searchsorted(theirs, mine).clamp_max(len(theirs) - 1)
     found = theirs[at] == mine
-    return a.slice_of(name).start + found.nonzero().reshape(-1), b.slice_of(name).start + at[found]
+    return found.nonzero().reshape(-1), at[found]
+
+
+def _shared(a: Updates, b: Updates, name: str) -> tuple[Tensor, Tensor]:
+    """Numbers of the entries of a tensor, in a and in b, that are in both."""
+    mine, theirs = shared_places(a.offsets_of(name), b.offsets_of(name))
+    return a.slice_of(name).start + mine, b.slice_of(name).start + theirs
 
 
 def shared_updates(a: Updates, b: Updates) -> tuple[Tensor, Tensor]:

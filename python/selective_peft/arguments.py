@@ -30,6 +30,7 @@ class Settings:
         budget: None if the method has none.
         score, strategy: as given, or the method's.
         whole: everything is trained, nothing is selected.
+        method: its name; "custom" for another score or strategy than the default ones.
     """
 
     budget: int | float | None
@@ -44,6 +45,7 @@ class Settings:
     nonfinite: str
     backend: str
     whole: bool
+    method: str = "custom"
 
     def describe(self) -> dict[str, int | float | str | None]:
         """What a checkpoint must agree on to be continued."""
@@ -126,6 +128,7 @@ def make_settings(
         nonfinite,
         backend,
         choice.whole,
+        method or ("id3" if score is None and strategy is None else "custom"),
     )
     _check_repeat(settings)
     return settings

@@ -1,10 +1,14 @@
-"""What a command refuses."""
+"""What a command refuses, and what no delta is."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
     """Something that the user gave cannot be used; the message is one sentence that says what and why."""
+
+
+class DeltaError(ValueError):
+    """A delta, or a file of weights, is damaged, or does not fit what it is to be used with; nothing was changed."""
 
 
 def first_line(error: BaseException) -> str:

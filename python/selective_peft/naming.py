@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 OPTIMIZED = "torch._dynamo.eval_frame.OptimizedModule"  # not imported: that takes seconds, and most need none of it
@@ -37,6 +37,16 @@ def named_params(model: nn.Module) -> dict[str, nn.Parameter]:
     for prefix, module in _bare_modules(model, "", set()):
         for name, param in module.named_parameters(recurse=False):
             found.setdefault(id(param), (prefix + name, param))
+    return dict(found.values())
+
+
+def named_saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong into a checkpoint, named as `named_params` names parameters; a shared one once."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for prefix, module in _bare_modules(model, "", set()):
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found.setdefault(id(buffer), (prefix + name, buffer))
     return dict(found.values())
 
 

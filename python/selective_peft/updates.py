@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from selective_kernels import gather
 from selective_peft.naming import Place, places
 from selective_peft.optimizer import SelectiveOptimizer
-
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+from selective_peft.rawbytes import BITS, bits, from_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ class Updates:
         starts = selection.index.starts
         slices = [slice(start, end) for start, end in pairwise(starts)]
         original = selection.arrays["original"].cpu()
-        before = [_from_bits(original[piece], dtype) for piece, dtype in zip(slices, table.dtypes, strict=True)]
+        before = [from_bits(original[piece], dtype).float() for piece, dtype in zip(slices, table.dtypes, strict=True)]
         lengths = torch.tensor(starts).diff().tolist()
         kept = [i for i, n in enumerate(lengths) if n or (table.numels[i] and table.params[i].requires_grad)]
         if not kept:
@@ -131,7 +130,7 @@ class Updates:
             if set(names) - set(tensors):
                 raise ValueError(f"{what}: expected the tensors {sorted(set(names) - set(tensors))}, they are missing")
         pairs = {name: _flat_pair(name, old[name], new[name]) for name in _once(new, names)}
-        offsets = [(_bits(x) != _bits(y)).nonzero().reshape(-1) for x, y in pairs.values()]
+        offsets = [(bits(x) != bits(y)).nonzero().reshape(-1) for x, y in pairs.values()]
         return cls(
             names=tuple(pairs),
             sizes=tuple(len(x) for x, _ in pairs.values()),
@@ -164,15 +163,6 @@ class Updates:
             return slice(0, 0)
         i = self.names.index(name)
         return slice(self.starts[i], self.starts[i + 1])
-
-
-def _from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values of this dtype, as float32, from raw bits in int32; those of 16-bit values are in the low half."""
-    return bits.to(BITS[dtype]).view(dtype).float()
-
-
-def _bits(values: Tensor) -> Tensor:
-    return values.view(BITS[values.dtype])
 
 
 def _tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

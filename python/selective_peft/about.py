@@ -1,0 +1,94 @@
+"""What a delta remembers besides values: which base, made how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selective_peft.container import json_object
+from selective_peft.errors import DeltaError
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a delta comes from; all of it is JSON.
+
+    Attributes:
+        base_model: name on the Hub or folder of the model it changes, "" if unknown.
+        base_revision: commit or branch of it, "" if unknown.
+        method: "id3" and so on; "diff" for a comparison of two models, "compose" for several deltas.
+        hyperparameters: how it was trained.
+        model_config: the configuration of the changed model (of transformers), for `merge`; None if it has none.
+    """
+
+    base_model: str = ""
+    base_revision: str = ""
+    method: str = ""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    model_config: Mapping[str, Any] | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """As strings by name."""
+        return {
+            "base_model": self.base_model,
+            "base_revision": self.base_revision,
+            "method": self.method,
+            "hyperparameters": to_json(plain(self.hyperparameters)),
+            "model_config": to_json(plain(self.model_config)) if self.model_config is not None else "",
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> About:
+        """What `to_metadata` gave.
+
+        Raises:
+            DeltaError: something is missing, or no JSON.
+        """
+        missing = sorted({"base_model", "base_revision", "method", "hyperparameters", "model_config"} - set(metadata))
+        if missing:
+            raise DeltaError(f"metadata: expected the items {missing}, which are missing")
+        config = metadata["model_config"]
+        return cls(
+            metadata["base_model"],
+            metadata["base_revision"],
+            metadata["method"],
+            json_object(metadata["hyperparameters"], "metadata: hyperparameters"),
+            json_object(config, "metadata: model_config") if config else None,
+        )
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON; equal values give equal text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: tensors of one number become it; dtypes, inf, NaN and what is left become text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return str(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def describe_model(model: nn.Module, base_model: str | None, base_revision: str | None) -> dict[str, Any]:
+    """`base_model`, `base_revision` and `model_config` of a model; what is not given comes from its `config`."""
+    config = getattr(model, "config", None)
+    as_json = getattr(config, "to_json_string", None)
+    described = json.loads(as_json()) if as_json is not None else None
+    if described is not None and not hasattr(model, "peft_config"):  # else this class is PEFT's
+        described["architectures"] = [type(model).__name__]
+    name = getattr(config, "_name_or_path", "") if base_model is None else base_model
+    revision = getattr(config, "_commit_hash", "") if base_revision is None else base_revision
+    return {"base_model": name or "", "base_revision": revision or "", "model_config": described}

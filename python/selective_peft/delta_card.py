@@ -1,0 +1,61 @@
+"""What stands beside a delta's file: its configuration, and a model card for the Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from selective_peft.about import About, plain
+from selective_peft.changes import Change
+
+LIBRARY = "selective-kernels"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # of a model; not of a folder
+
+
+def config(metadata: Mapping[str, str], about: About) -> str:
+    """`selective_config.json`: what the metadata say, readable; nothing reads it back."""
+    known = ("format", "version", "encoding", "fingerprint", "created_by")
+    content: dict[str, Any] = {
+        **{name: metadata[name] for name in known},
+        "scalars": int(metadata["scalars"]),
+        "base_model_name_or_path": about.base_model,
+        "base_model_revision": about.base_revision,
+        "method": about.method,
+        "hyperparameters": plain(about.hyperparameters),
+        "model_config": plain(about.model_config),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def card(changes: Mapping[str, Change], about: About) -> str:
+    """`README.md`, with the front matter that the Hub reads."""
+    sparse = [change for change in changes.values() if not change.is_whole]
+    whole = sorted(name for name, change in changes.items() if change.is_whole)
+    count, total = sum(change.scalars for change in sparse), sum(change.numel for change in sparse)
+    share = f" ({100 * count / total:.3g} % of the {total:,} scalars in {len(sparse):,} tensors)" if total else ""
+    named = bool(HUB_NAME.fullmatch(about.base_model))
+    front = [f"library_name: {LIBRARY}"]
+    if named:
+        front += [f"base_model: {about.base_model}", "base_model_relation: adapter"]
+    front += ["tags:", "- selective-kernels", "- sparse-delta"]
+    if re.fullmatch(r"[a-z0-9-]+", about.method):
+        front.append(f"- {about.method}")
+    base = f"`{about.base_model}`" if about.base_model else "its base model"
+    if about.base_revision:
+        base += f" (revision `{about.base_revision}`)"
+    lines = ["---", *front, "---", "", "# Sparse delta", "", f"What fine-tuning by {about.method} changed of {base}:"]
+    lines += ["", f"- single scalars: {count:,}{share}"]
+    if whole:
+        lines.append(f"- whole tensors: {', '.join(f'`{name}`' for name in whole)}")
+    lines += ["", "Put into the base, it gives the tuned model, bit for bit; it can be taken out again.", ""]
+    lines += [
+        "```python",
+        "from selective_peft import SparseDelta",
+        "",
+        'delta = SparseDelta.load("path/to/this/folder")',
+    ]
+    lines += ["delta.apply_(model)   # the base model", "delta.revert_(model)  # and back", "```", ""]
+    lines += ["```sh", "selective-peft merge --base BASE --delta THIS --out TUNED", "```", ""]
+    return "\n".join(lines)

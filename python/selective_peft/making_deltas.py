@@ -1,0 +1,182 @@
+"""Deltas of training runs and of pairs of models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from selective_kernels import gather_bits
+from selective_kernels.checks import MAX_NUMEL
+from selective_peft.about import About, describe_model
+from selective_peft.changes import Change
+from selective_peft.errors import DeltaError
+from selective_peft.naming import named_params, named_saved_buffers, unwrapped
+from selective_peft.optimizer import SelectiveOptimizer
+from selective_peft.rawbytes import BITS, bits, digest, from_bits, raw
+
+
+def _selective(optimizer: Optimizer) -> SelectiveOptimizer:
+    """The optimizer itself, without the wrapper that Accelerate puts around it.
+
+    Raises:
+        ValueError: no selective one, or one whose changes are not known.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, SelectiveOptimizer):
+        raise ValueError(f"optimizer: expected a selective optimizer, got {type(inner).__name__}")
+    if inner._selection is None:
+        raise ValueError("optimizer: expected one that has made a step, got one before its first")
+    if inner._settings.repeats:
+        raise ValueError("optimizer: expected a selection that only grows, got 'repeat'; use SparseDelta.from_models")
+    if inner._selection.warmup < inner._settings.warmup_steps:
+        raise ValueError(
+            f"optimizer: expected one past its {inner._settings.warmup_steps} warm-up steps, got one after "
+            f"{inner._selection.warmup}"
+        )
+    return inner
+
+
+def changes_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Change]:
+    """See `SparseDelta.from_optimizer`."""
+    inner = _selective(optimizer)
+    params = named_params(model)
+    names = {id(param): name for name, param in params.items()}
+    for group in inner.param_groups:
+        for param in group["params"]:
+            if id(param) not in names:
+                raise ValueError(f"model: expected all parameters of the optimizer, one of {list(param.shape)} is none")
+    _warn_of_statistics(model)
+    found = {names[id(param)]: change for param, change in (*_selected(inner), *_dense(inner))}
+    return {name: found[name] for name in params if name in found}
+
+
+def _selected(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
+    selection, table = optimizer._selection, optimizer._table
+    assert selection is not None
+    if table is None or not selection.count:
+        return
+    now, before = gather_bits(table, selection.index).cpu(), selection.arrays["original"].cpu()
+    for i, param in enumerate(table.params):
+        entries = slice(selection.index.starts[i], selection.index.starts[i + 1])
+        if entries.start < entries.stop:
+            yield param, _sparse(
+                param, selection.index.of(i).cpu().clone(), from_bits(now[entries], param.dtype).clone(),
+                from_bits(before[entries], param.dtype).clone(),
+            )  # fmt: skip
+
+
+def _sparse(tensor: Tensor, indices: Tensor, values: Tensor, originals: Tensor) -> Change:
+    """The change of a tuned tensor."""
+    base = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    base.view(-1)[indices.long()] = originals
+    return Change(tuple(tensor.shape), tensor.dtype, indices, values, originals, digest(base))
+
+
+def _dense(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
+    """What is trained whole; a parameter that never had a gradient is as it was."""
+    for group in optimizer._groups(selective=False):
+        for param in group["params"]:
+            first = optimizer.state.get(param, {}).get("original")
+            if first is not None:
+                yield param, Change.whole(_copy(param), _copy(first))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _warn_of_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None and module.training:
+            warnings.warn(
+                f"model: the running statistics of {name or 'it'} change in training and are not in the delta; "
+                "SparseDelta.from_models takes them",
+                stacklevel=4,
+            )
+            return
+
+
+def about_run(optimizer: Optimizer, model: nn.Module, base_model: str | None, base_revision: str | None) -> About:
+    """Base, method and hyper-parameters of a run."""
+    inner = _selective(optimizer)
+    described = inner._described()
+    options = {name: value for name, value in inner.param_groups[0].items() if name in inner.defaults}
+    options.pop("selective", None)
+    assert inner._selection is not None
+    hyperparameters = {**described, **options, "steps": inner._selection.step, "selected": inner.num_selected}
+    where = describe_model(unwrapped(model), base_model, base_revision)
+    return About(method=inner._settings.method, hyperparameters=hyperparameters, **where)
+
+
+def about_difference(
+    tuned: nn.Module | Mapping[str, Tensor], base_model: str | None, base_revision: str | None
+) -> About:
+    """Base of a comparison."""
+    if isinstance(tuned, nn.Module):
+        return About(method="diff", **describe_model(unwrapped(tuned), base_model, base_revision))
+    return About(base_model or "", base_revision or "", "diff")
+
+
+def differences(
+    base: nn.Module | Mapping[str, Tensor], tuned: nn.Module | Mapping[str, Tensor], whole_above: float
+) -> dict[str, Change]:
+    """See `SparseDelta.from_models`."""
+    if not 0.0 <= whole_above <= 1.0:
+        raise ValueError(f"whole_above: expected a share in [0, 1], got {whole_above}")
+    old, new = state_of(base), state_of(tuned)
+    if lost := sorted(set(old) - set(new)):
+        raise DeltaError(f"tuned: expected all tensors of the base, {lost[0]} is missing ({len(lost)} in all)")
+    found = {name: difference(name, old.get(name), tensor, whole_above) for name, tensor in new.items()}
+    return {name: change for name, change in found.items() if change is not None}
+
+
+def state_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by name, tied ones once, or a state dict's tensors."""
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    return {**named_params(model), **named_saved_buffers(model)}
+
+
+def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float) -> Change | None:
+    """The change from one tensor to another; None if their bits are equal.
+
+    Args:
+        name: for messages.
+        base: None if there is none.
+        tuned: the other one.
+        whole_above: see `SparseDelta.from_models`.
+
+    Raises:
+        DeltaError: another shape or dtype, a dtype that no delta holds, or inf or NaN.
+    """
+    try:
+        return _difference(base, tuned, whole_above)
+    except DeltaError as error:
+        raise DeltaError(f"{name}: {error}") from error
+
+
+def _difference(base: Tensor | None, tuned: Tensor, whole_above: float) -> Change | None:
+    tuned = tuned.detach().cpu().contiguous()
+    if base is None:
+        return Change.whole(tuned.clone(), None)
+    base = base.detach().cpu().contiguous()
+    if base.shape != tuned.shape or base.dtype != tuned.dtype:
+        raise DeltaError(f"tuned: expected {base.dtype} {list(base.shape)}, got {tuned.dtype} {list(tuned.shape)}")
+    if tuned.dtype not in BITS or tuned.numel() >= MAX_NUMEL:
+        if raw(base) == raw(tuned):
+            return None
+        raise DeltaError(
+            f"tuned: expected equal tensors unless they are float32, bfloat16 or float16 with fewer than 2^31 "
+            f"scalars, got different ones of {tuned.dtype} {list(tuned.shape)}"
+        )
+    before, after = base.view(-1), tuned.view(-1)
+    places = (bits(before) != bits(after)).nonzero().view(-1) if tuned.numel() else torch.empty(0, dtype=torch.int64)
+    if not len(places):
+        return None
+    if len(places) > whole_above * tuned.numel():
+        return Change.whole(tuned.clone(), base.clone())
+    return Change(tuple(tuned.shape), tuned.dtype, places.to(torch.int32), after[places], before[places], digest(base))

@@ -1,0 +1,59 @@
+"""A live model changes its task: one delta out, another one in."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from selective_peft.changes import Change
+from selective_peft.composing import check_one_base
+from selective_peft.delta import SparseDelta
+from selective_peft.errors import DeltaError
+from selective_peft.patching import Targets, check_tuned, originals_of, values_of
+from selective_peft.rawbytes import same_bits
+
+NONE = SparseDelta({})
+
+
+def swap_(model: nn.Module, old: SparseDelta | None, new: SparseDelta | None, *, check: bool = True) -> None:
+    """Takes one delta out of a model and puts another one in, in place: no tensor is replaced or grows, so a compiled
+    model is not compiled again. Time and memory are those of the changed scalars.
+
+    Whoever runs the model meanwhile may see some scalars of each. Deltas of one base, whose places are trusted to be
+    the only ones that differ: unlike `SparseDelta.apply_`, no tensor is read whole.
+
+    Args:
+        model: with `old` applied; possibly wrapped or compiled.
+        old: what to take out; None for nothing.
+        new: what to put in; None for nothing.
+        check: the model has `old`'s values, and the base's at the places that only `new` changes (as far as it kept
+            them).
+
+    Raises:
+        DeltaError: `old` has no originals, the two are of different bases, or the model does not fit; nothing is
+            changed then.
+    """
+    old, new = old or NONE, new or NONE
+    before = originals_of(old.changes)
+    for name in old.changes.keys() & new.changes.keys():
+        check_one_base(name, old.changes[name], new.changes[name])
+    leaving, coming = Targets(model, old.changes), Targets(model, new.changes)
+    if check:
+        now = leaving.now()
+        for name, change in old.changes.items():
+            check_tuned(name, change, now[name])
+    leaving.write(before)
+    if check:
+        try:
+            _check_originals(new, coming)
+        except DeltaError:
+            leaving.write(values_of(old.changes))
+            raise
+    coming.write(values_of(new.changes))
+
+
+def _check_originals(new: SparseDelta, coming: Targets) -> None:
+    now = coming.now()
+    for name in coming.sparse:
+        change: Change = new.changes[name]
+        if change.originals is not None and not same_bits(now[name], change.originals):
+            raise DeltaError(f"{name}: expected the base's values at the places of `new`, got others")
