@@ -55,7 +55,6 @@ COMMAND = {
     "data": {"sklearn"},
     "drawing": {"matplotlib"},
     "encoding": set(),
-    "errors": set(),
     "files": {"datasets"},
     "hf": {"transformers"},
     "loading": {"huggingface_hub", "safetensors", "transformers"},
