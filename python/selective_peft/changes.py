@@ -52,7 +52,7 @@ class Change:
                 raise DeltaError(f"{name}: expected {self.dtype} {list(expected)}, got {given}")
             if not bool(values.isfinite().all()):
                 raise DeltaError(f"{name}: expected finite values, got inf or NaN in {int((~values.isfinite()).sum())}")
-        if not HEX.fullmatch(self.digest) and (self.digest or not self.is_new):
+        if not HEX.fullmatch(self.digest) and not (self.is_new and self.originals is None):
             raise DeltaError(f"digest: expected {DIGEST} hexadecimal digits, got {self.digest!r}")
 
     def _checked_indices(self, indices: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Change:
     @property
     def is_new(self) -> bool:
         """Whether the base has no such tensor, as far as is known."""
-        return self.indices is None and self.originals is None
+        return self.indices is None and not self.digest
 
     @property
     def scalars(self) -> int:

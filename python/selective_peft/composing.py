@@ -126,7 +126,7 @@ def agreement(a: SparseDelta, b: SparseDelta) -> dict[str, Agreement]:
         DeltaError: the deltas are of different bases.
     """
     names = list(dict.fromkeys((*a.changes, *b.changes)))
-    found: dict[str, Agreement] = {}
+    found = {"all": Agreement(0, 0, 0)}
     for name, place in zip(names, places(names), strict=True):
         counts = _compare(name, a.changes.get(name), b.changes.get(name))
         for key in ("all", place.module):

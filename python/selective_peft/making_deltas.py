@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from selective_kernels import gather_bits
 from selective_kernels.checks import MAX_NUMEL
-from selective_peft.about import About, describe_model
+from selective_peft.about import About, describe_model, plain
 from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
 from selective_peft.naming import named_params, named_saved_buffers, unwrapped
@@ -107,7 +107,7 @@ def about_run(optimizer: Optimizer, model: nn.Module, base_model: str | None, ba
     options = {name: value for name, value in inner.param_groups[0].items() if name in inner.defaults}
     options.pop("selective", None)
     assert inner._selection is not None
-    hyperparameters = {**described, **options, "steps": inner._selection.step, "selected": inner.num_selected}
+    hyperparameters = plain({**described, **options, "steps": inner._selection.step, "selected": inner.num_selected})
     where = describe_model(unwrapped(model), base_model, base_revision)
     return About(method=inner._settings.method, hyperparameters=hyperparameters, **where)
 
@@ -128,17 +128,20 @@ def differences(
     if not 0.0 <= whole_above <= 1.0:
         raise ValueError(f"whole_above: expected a share in [0, 1], got {whole_above}")
     old, new = state_of(base), state_of(tuned)
-    if lost := sorted(set(old) - set(new)):
+    if lost := sorted(set(old) - set(new if isinstance(tuned, nn.Module) else tuned)):
         raise DeltaError(f"tuned: expected all tensors of the base, {lost[0]} is missing ({len(lost)} in all)")
     found = {name: difference(name, old.get(name), tensor, whole_above) for name, tensor in new.items()}
     return {name: change for name, change in found.items() if change is not None}
 
 
 def state_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters and buffers of a model by name, tied ones once, or a state dict's tensors."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    return {**named_params(model), **named_saved_buffers(model)}
+    """A model's parameters and saved buffers, or a state dict's tensors; tied ones once, by their first name."""
+    if isinstance(model, nn.Module):
+        return {**named_params(model), **named_saved_buffers(model)}
+    first: dict[object, str] = {}
+    for name, tensor in model.items():
+        first.setdefault((tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.numel() else name, name)
+    return {name: model[name] for name in first.values()}
 
 
 def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float) -> Change | None:
