@@ -60,11 +60,12 @@ def _selected(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
     if table is None or not selection.count:
         return
     now, before = gather_bits(table, selection.index).cpu(), selection.arrays["original"].cpu()
+    offsets = selection.index.valid.cpu()
     for i, param in enumerate(table.params):
         entries = slice(selection.index.starts[i], selection.index.starts[i + 1])
         if entries.start < entries.stop:
             yield param, _sparse(
-                param, selection.index.of(i).cpu().clone(), from_bits(now[entries], param.dtype).clone(),
+                param, offsets[entries].clone(), from_bits(now[entries], param.dtype).clone(),
                 from_bits(before[entries], param.dtype).clone(),
             )  # fmt: skip
 
