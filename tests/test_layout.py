@@ -56,7 +56,7 @@ COMMAND = {
     "drawing": {"matplotlib"},
     "encoding": set(),
     "files": {"datasets"},
-    "hf": {"transformers"},
+    "fitting": {"transformers"},
     "loading": {"huggingface_hub", "safetensors", "transformers"},
     "making": set(),
     "metrics": {"numpy", "scipy", "seqeval", "sklearn"},

@@ -16,7 +16,7 @@ import transformers
 from rich.table import Table
 
 import selective_kernels
-from selective_peft import SelectiveAdamW, hf, plots, results
+from selective_peft import SelectiveAdamW, fitting, plots, results
 from selective_peft.methods import METHODS
 from selective_peft.metrics import Measure
 from selective_peft.report import draw
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def seconds_per_step(trained: hf.Trained) -> dict[str, float]:
+def seconds_per_step(trained: fitting.Trained) -> dict[str, float]:
     """Means over the steps; "selection" is everything in the optimizer that is no update."""
     optimizer = statistics.fmean(trained.optimizer)
     update = trained.ranges.get("update", 0.0) / len(trained.optimizer)
@@ -64,7 +64,7 @@ def report(
     model: Any,
     optimizer: SelectiveAdamW,
     whole: frozenset[str],
-    trained: hf.Trained,
+    trained: fitting.Trained,
     constant: dict[str, float] | None,
 ) -> dict[str, Any]:
     """What metrics.json says, but for what only the caller knows."""

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from selective_kernels import dispatch
-from selective_peft import SelectiveAdamW, data, hf, loading, making, results, summary
+from selective_peft import SelectiveAdamW, data, fitting, loading, making, results, summary
 from selective_peft.bases import BASES, settle_base
 from selective_peft.encoding import Rows
 from selective_peft.errors import InputError
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     made = prepare(options, console)
     model, optimizer, measure = made.loaded.model, made.optimizer, made.task.measure(made.parts.classes)
     about = {"base_model": str(options.model), "task": options.task, "method": options.method, "base": options.base}
-    recipe = hf.Recipe(
+    recipe = fitting.Recipe(
         made.steps,
         options.batch_size,
         options.accumulation,
@@ -165,7 +165,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     with results.Output(options.output) as output:
         sizes = Sizes(options.save_at or [], model, optimizer, made.whole, output, about)
         collator = made.task.collator(made.loaded)
-        trained = hf.train(model, optimizer, recipe, made.rows, made.held_out, collator, measure, sizes)
+        trained = fitting.train(model, optimizer, recipe, made.rows, made.held_out, collator, measure, sizes)
         labels = ([row["labels"] for row in rows] for rows in (made.rows, made.held_out))
         report = summary.report(
             options, model, optimizer, made.whole, trained, measure.constant and measure.constant(*labels)

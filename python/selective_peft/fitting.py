@@ -1,4 +1,4 @@
-"""Training a Hugging Face model under a selective optimizer with the Trainer."""
+"""The training of the command: a Hugging Face model under a selective optimizer, with the Trainer."""
 
 from __future__ import annotations
 
