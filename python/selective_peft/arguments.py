@@ -12,6 +12,7 @@ from torch import Tensor
 from selective_kernels import dispatch
 from selective_kernels.checks import check_param
 from selective_peft.budgets import check_budget
+from selective_peft.horizon import LATER, whole_number
 from selective_peft.methods import choose
 from selective_peft.schedules import Schedule, check_schedule, schedule_name
 from selective_peft.scores import AnyScore, check_any_score, describe_score
@@ -28,13 +29,14 @@ class Settings:
 
     Attributes:
         budget: None if the method has none.
+        total_steps: None if it is said later.
         score, strategy: as given, or the method's.
         whole: everything is trained, nothing is selected.
         method: its name; "custom" for another score or strategy than the default ones.
     """
 
     budget: int | float | None
-    total_steps: int
+    total_steps: int | None
     score: AnyScore
     strategy: str
     scope: str
@@ -48,10 +50,9 @@ class Settings:
     method: str = "custom"
 
     def describe(self) -> dict[str, int | float | str | None]:
-        """What a checkpoint must agree on to be continued."""
+        """What a checkpoint must agree on to be continued, but for the number of steps."""
         return {
             "budget": self.budget,
-            "total_steps": self.total_steps,
             "score": "none" if self.whole else describe_score(self.score),
             "strategy": self.strategy,
             "scope": self.scope,
@@ -74,7 +75,7 @@ class Settings:
 def make_settings(
     *,
     budget: int | float | None,
-    total_steps: int | None,
+    total_steps: int | str | None,
     method: str | None,
     method_kwargs: Mapping[str, Any] | None,
     score: AnyScore | None,
@@ -98,10 +99,10 @@ def make_settings(
         check_budget(budget)
     elif budget is not None:
         raise ValueError(f"budget: expected None with method={method!r}, which takes no budget, got {budget}")
-    if total_steps is None and not choice.budget:
+    if total_steps in (None, LATER) and not choice.budget:
         total_steps = 1
-    total_steps = _whole("total_steps", total_steps)
-    _whole("select_every", select_every)
+    steps = None if total_steps == LATER else whole_number("total_steps", total_steps)
+    whole_number("select_every", select_every)
     _one_of("strategy", choice.strategy, STRATEGIES)
     _one_of("scope", scope, SCOPES)
     check_schedule(schedule)
@@ -117,7 +118,7 @@ def make_settings(
         )
     settings = Settings(
         budget,
-        total_steps,
+        steps,
         choice.score,
         choice.strategy,
         scope,
@@ -152,12 +153,6 @@ def _check_repeat(settings: Settings) -> None:
     warnings.warn(
         "strategy 'repeat' is a baseline: it keeps dense optimizer state and runs in plain PyTorch", stacklevel=5
     )
-
-
-def _whole(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
-    return value
 
 
 def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:

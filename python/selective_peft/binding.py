@@ -15,13 +15,14 @@ from selective_kernels import Table, Update, dispatch
 from selective_peft.arguments import Settings, check_group_params, listed
 from selective_peft.budgets import apportion, resolve_budget
 from selective_peft.gradients import param_names
+from selective_peft.horizon import Horizon, Timed
 from selective_peft.pending import Pending
 from selective_peft.schedules import quota, tabulate
 from selective_peft.search import Wanted
 from selective_peft.selection import Selection
 
 
-class BoundOptimizer(Optimizer):
+class BoundOptimizer(Timed, Optimizer):
     """A torch optimizer whose selective groups are bound to a table of tensors and a selection at the first step."""
 
     _moments: tuple[str, ...] = ()  # names of the per-entry float32 state
@@ -32,6 +33,7 @@ class BoundOptimizer(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], settings: Settings) -> None:
         self._settings = settings
+        self._horizon = Horizon(settings.total_steps)
         self._pending: Pending | None = None
         self._selection: Selection | None = None
         self._table: Table | None = None
@@ -111,6 +113,11 @@ class BoundOptimizer(Optimizer):
     # ------------------------------------------------------------------ what was selected
 
     @property
+    def begun(self) -> bool:
+        """Whether there was a first step, here or before a checkpoint that was loaded."""
+        return self._settled is not None
+
+    @property
     def num_selected(self) -> int:
         """Number of scalars selected so far; with strategy "repeat", in the last step."""
         return 0 if self._selection is None else self._selection.count
@@ -119,6 +126,14 @@ class BoundOptimizer(Optimizer):
     def budget(self) -> int | None:
         """The budget in scalars, fixed in the first step; None before, and with method "full"."""
         return None if self._schedule is None or self._settings.whole else int(self._schedule[-1])
+
+    @property
+    def threshold(self) -> float | None:
+        """The lowest score that was selected in the last step that selected.
+
+        None before, where each tensor has its own (scope "tensor"), and for scores that only order (magnitude, random).
+        """
+        return None if self._selection is None else self._selection.threshold
 
     @property
     def skipped_steps(self) -> int:
@@ -247,10 +262,11 @@ class BoundOptimizer(Optimizer):
         moments = () if self._settings.repeats else self._moments_of(self.param_groups if groups is None else groups)
         return Selection(table, int(schedule[-1]), moments)
 
-    def _make_schedule(self, budget: int | None = None) -> Tensor:
+    def _make_schedule(self, budget: int | None = None, total_steps: int | None = None) -> Tensor:
         settings = self._settings
         static = settings.strategy != "increment"
-        return tabulate(settings.schedule, settings.total_steps, self._final_budget(budget), static=static)
+        steps = self._horizon.required() if total_steps is None else total_steps
+        return tabulate(settings.schedule, steps, self._final_budget(budget), static=static)
 
     def _wanted(self, table: Table, selection: Selection) -> Wanted:
         """How many entries this step selects: over all tensors, or of each (C5)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from selective_kernels import SparseIndex, Table
 from selective_peft.selection import Selection
 
-VERSION = 2
+VERSION = 3
 INT32 = torch.int32
 INT64 = torch.int64
 
@@ -43,6 +43,7 @@ def pack(
         "step": selection.step,
         "skipped_steps": selection.skipped,
         "warmup_done": selection.warmup,
+        "threshold": selection.threshold,
         "schedule": schedule.clone(),
         "tensor_steps": torch.tensor(selection.tensor_steps, dtype=INT64),
         "missed_tensors": torch.tensor([i for i, steps in missed for _ in steps], dtype=INT64),
@@ -108,6 +109,7 @@ def check_items(packed: Mapping[str, Any], described: Mapping[str, Any]) -> None
     _equal("version", VERSION, packed.get("version"))
     wanted = {*described, "names", "sizes", "dtypes", "step", "skipped_steps", "schedule", "tensor_steps"}
     wanted |= {"missed_tensors", "missed_steps", "starts", "offsets", "arrays", "warmup_done", "extra"}
+    wanted |= {"total_steps", "threshold"}
     missing = sorted(wanted - set(packed))
     if missing:
         raise ValueError(f"state_dict: selective: expected the items {missing}, which are missing (truncated?)")
@@ -121,6 +123,15 @@ def budget_of(packed: Mapping[str, Any]) -> int:
     if len(schedule) == 0:
         raise ValueError("state_dict: schedule: expected at least one item, got 0 (truncated?)")
     return int(schedule[-1])
+
+
+def total_steps_of(packed: Mapping[str, Any]) -> int:
+    """The number of steps over which the budget is spent: the schedule has so many targets."""
+    steps = packed["total_steps"]
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"state_dict: total_steps: expected an integer >= 1, got {steps!r}")
+    _vector(packed, "schedule", INT64, steps)
+    return steps
 
 
 def check_values(
@@ -146,6 +157,8 @@ def check_values(
     for what in ("step", "skipped_steps", "warmup_done"):
         if not isinstance(packed[what], int) or packed[what] < 0:
             raise ValueError(f"state_dict: {what}: expected an integer >= 0, got {packed[what]!r}")
+    if not isinstance(packed["threshold"], float | None):
+        raise ValueError(f"state_dict: threshold: expected a number or None, got {packed['threshold']!r}")
     if not torch.equal(_vector(packed, "schedule", INT64, len(schedule)).cpu(), schedule):
         raise ValueError("state_dict: schedule: expected the targets of this optimizer's schedule, got others")
     done = packed["step"]
@@ -201,3 +214,4 @@ def unpack_(packed: Mapping[str, Any], selection: Selection) -> None:
     selection.step = packed["step"]
     selection.skipped = packed["skipped_steps"]
     selection.warmup = packed["warmup_done"]
+    selection.threshold = packed["threshold"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selective_kernels import Score, SparseIndex, Table, gather_grads, scan
-from selective_peft.search import Gradients, find
+from selective_peft.search import Gradients, find, lowest
 from selective_peft.selection import Selection
 from selective_peft.tensor_scores import difference
 
@@ -97,6 +97,7 @@ def _select_changes(optimizer: SelectiveOptimizer, table: Table, selection: Sele
         del optimizer.state[param]
     new = running.finalize()
     selection.insert(new, running.fetch(), backend=backend)
+    selection.threshold = lowest(running, new, wanted)
 
 
 def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, given: Gradients) -> bool:
@@ -116,7 +117,8 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
         found = find(table, nothing, budget, settings.score, given, eligible, unused, backend)
         if found is None:
             return False
-        selection.replace(*found)
+        selection.replace(found.new, found.fetched)
+        selection.threshold = found.threshold
     index = selection.index
     values = torch.empty(index.count, device=table.device)
     if not gather_grads(table, index, given.tensors, given.grads, values, backend=backend):

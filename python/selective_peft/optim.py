@@ -38,7 +38,7 @@ class SelectiveAdam(SelectiveOptimizer):
         weight_decay: float = 0.0,
         *,
         budget: int | float | None = None,
-        total_steps: int | None = None,
+        total_steps: int | str | None = None,
         method: str | None = None,
         method_kwargs: Mapping[str, Any] | None = None,
         score: AnyScore | None = None,
@@ -116,7 +116,8 @@ class SelectiveAdamW(SelectiveAdam):
             step waits for a number that is on a GPU.
         budget: how many scalars to train: an integer, or a share in (0, 1) of the selective scalars; None for methods
             without one.
-        total_steps: number of steps over which the budget is spent; training may go on afterwards.
+        total_steps: number of steps over which the budget is spent; training may go on afterwards. "later" if
+            `set_total_steps` says it before the first step, or a checkpoint does.
         method: a name of `methods()`, which stands for a score and a strategy: `method="pafi"`.
         method_kwargs: the method's own arguments: `exp` and `eps` of the D3 methods, `seed` of "random", `scores` of
             "fish", `tuned` or `warmup_steps` of "diff".
@@ -164,7 +165,7 @@ class SelectiveSGD(SelectiveOptimizer):
         nesterov: bool = False,
         *,
         budget: int | float | None = None,
-        total_steps: int | None = None,
+        total_steps: int | str | None = None,
         method: str | None = None,
         method_kwargs: Mapping[str, Any] | None = None,
         score: AnyScore | None = None,

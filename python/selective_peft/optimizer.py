@@ -74,7 +74,9 @@ class SelectiveOptimizer(ResumableOptimizer):
             if params:
                 self._update_dense(params, group, verdict.skip)
         if verdict.skip is not None:
-            self._pending = Pending(HostCopy(verdict.skip), given.tensors, missed, before, verdict.starts)
+            self._pending = Pending(
+                HostCopy(verdict.skip), given.tensors, missed, before, verdict.starts, verdict.threshold
+            )
 
     def _verdict(self, table: Table, selection: Selection) -> Verdict:
         """What is known of the dense groups' gradients, or will be."""
@@ -140,11 +142,12 @@ class SelectiveOptimizer(ResumableOptimizer):
         found = find(table, index, wanted, settings.score, given, eligible, selected_grads, backend, verdict.skip)
         if found is None or not verdict.dense_finite():
             return None
-        new, fetched = found
+        new = found.new
         if new.count:
-            verdict.starts = list(index.starts)
-            aligned = [(selected_grads, fetched.grads)]
-            selection.insert(new, fetched, aligned, self._fresh_state(table, new), backend)
+            verdict.starts, verdict.threshold = list(index.starts), selection.threshold
+            aligned = [(selected_grads, found.fetched.grads)]
+            selection.insert(new, found.fetched, aligned, self._fresh_state(table, new), backend)
+            selection.threshold = found.threshold
         return selected_grads
 
     def _fresh_state(self, table: Table, new: SparseIndex) -> dict[str, Tensor]:
@@ -154,7 +157,7 @@ class SelectiveOptimizer(ResumableOptimizer):
     def _finish(self, selection: Selection, *, selected: bool) -> None:
         if selected:
             self._let_go()
-        if selection.step == self._settings.total_steps and not selection.count and self.budget:
+        if selection.step == self.total_steps and not selection.count and self.budget:
             warnings.warn(
                 f"none of the budget of {self.budget} was selected in {selection.step} steps: no scalar had a finite "
                 "score above zero",

@@ -31,12 +31,14 @@ class Verdict:
             waits for its outcome.
         open: whether the step goes on without knowing.
         starts: of the index before such a step selected; None if it did not.
+        threshold: of the selection before it did.
     """
 
     def __init__(self, grads: Sequence[Tensor], device: torch.device, defers: bool) -> None:
         self.flag = dense_flag(grads, device) if defers else None
         self.open = False
         self.starts: list[int] | None = None
+        self.threshold: float | None = None
         self._any_dense = bool(grads)
         self._finite = defers or all(bool(torch.isfinite(grad).all()) for grad in grads)
         self._copy: HostCopy | None = None
@@ -79,7 +81,7 @@ class Pending:
         missed: numbers of those that the step counts as missed for.
         dense: the state of the dense groups' parameters before the step, by parameter; the tensors in it keep their
             values in a skipped step.
-        starts: see `Verdict`.
+        starts, threshold: see `Verdict`.
     """
 
     flag: HostCopy
@@ -87,6 +89,7 @@ class Pending:
     missed: Sequence[int]
     dense: Mapping[Tensor, dict[str, Any]]
     starts: list[int] | None
+    threshold: float | None
 
     def skipped(self) -> bool:
         """Whether the step was skipped; waits for it."""
@@ -97,6 +100,7 @@ class Pending:
         selection.step -= 1
         if self.starts is not None:
             selection.take_out(self.starts)
+            selection.threshold = self.threshold
         for i in self.tensors:
             selection.tensor_steps[i] -= 1
         for i in self.missed:

@@ -15,7 +15,7 @@ class ResumableOptimizer(BoundOptimizer):
     """Packs and restores everything that a run needs to go on bit for bit."""
 
     def _described(self) -> dict[str, Any]:
-        return {"optimizer": type(self).__name__, **self._settings.describe()}
+        return {"optimizer": type(self).__name__, "total_steps": self.total_steps, **self._settings.describe()}
 
     def _given_names(self) -> list[str]:
         return [name for group in self._groups(selective=True) for name in group.get("param_names", [])]
@@ -61,12 +61,16 @@ class ResumableOptimizer(BoundOptimizer):
         checkpoint.check_halves(state_dict)
         state = state_dict["state"]
         packed = state.get("selective")
-        selection = schedule = table = extra = None
+        selection = schedule = table = extra = steps = None
         if packed is not None:
-            checkpoint.check_items(packed, self._described())
+            described = self._described()
+            if self._settings.total_steps is None:
+                del described["total_steps"]  # the checkpoint says it
+            checkpoint.check_items(packed, described)
+            steps = checkpoint.total_steps_of(packed)
             table = self._make_table()
             share = isinstance(self._settings.budget, float)  # fixed in the run's first step, so taken from there
-            schedule = self._make_schedule(checkpoint.budget_of(packed) if share else None)
+            schedule = self._make_schedule(checkpoint.budget_of(packed) if share else None, steps)
             selection = self._make_selection(table, schedule, self._saved_groups(state_dict["param_groups"]))
             dtypes = {name: array.dtype for name, array in selection.arrays.items()}
             checkpoint.check_values(packed, table, self._given_names(), schedule, dtypes)
@@ -89,9 +93,11 @@ class ResumableOptimizer(BoundOptimizer):
         super().load_state_dict({**state_dict, "state": rest})
         restore_shared_(state_dict, self.param_groups, self.state)
         self._table, self._schedule, self._selection, self._defers = table, schedule, selection, None
+        if steps is not None:
+            self._horizon.restore(steps)
         self._use_extra(extra)
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        own = {"_settings", "_settled", "_pending", "_schedule", "_warned", "_table", "_complete"}
+        own = {"_settings", "_horizon", "_settled", "_pending", "_schedule", "_warned", "_table", "_complete"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from selective_kernels import Fetched, Score, SparseIndex, Table, gather_grads, scan
+from selective_kernels.topk import Scan
 from selective_peft.scores import AnyScore, TensorScore, evaluate, kernel_form, needs_grad
 
 Wanted = int | list[int]  # entries over all tensors, or of each
@@ -24,6 +25,23 @@ class Gradients:
     grads: Sequence[Tensor]
 
 
+class Found(NamedTuple):
+    """New entries, their gradients and parameters, and the lowest of their scores; see `lowest`."""
+
+    new: SparseIndex
+    fetched: Fetched
+    threshold: float | None
+
+
+def lowest(running: Scan, new: SparseIndex, wanted: Wanted, score: Score | None = None) -> float | None:
+    """The lowest score that a finished scan has selected.
+
+    None if it has selected nothing, if each tensor has its own, and for scores whose values only order.
+    """
+    orders = score is not None and score.family in ("magnitude", "random")
+    return running.threshold if new.count and isinstance(wanted, int) and not orders else None
+
+
 def find(
     table: Table,
     index: SparseIndex,
@@ -34,7 +52,7 @@ def find(
     selected_grads: Tensor,
     backend: str,
     flag: Tensor | None = None,
-) -> tuple[SparseIndex, Fetched] | None:
+) -> Found | None:
     """The best `wanted` entries that are not in `index` yet.
 
     Args:
@@ -49,7 +67,7 @@ def find(
             it; see `selective_kernels.gather_grads`.
 
     Returns:
-        The new entries with their gradients and parameters; None if a gradient that was read is inf or NaN, unless that
+        The new entries; None if a gradient that was read is inf or NaN, unless that
         goes into `flag`. Without a gradient in this step, entries have no defined value in either list of gradients.
     """
     form = kernel_form(score)
@@ -68,15 +86,16 @@ def find(
         running.add(eligible, None)
     new = running.finalize()
     fetched = running.fetch()
+    threshold = lowest(running, new, wanted, form)
     if fetched.grads is not None:
-        return new, fetched
+        return Found(new, fetched, threshold)
     fresh = torch.empty(new.count, device=table.device)
     fetched = fetched._replace(grads=fresh)
     if reader is not None:
         reader.gather(new, fresh)
-        return new, fetched
+        return Found(new, fetched, threshold)
     finite = [
         gather_grads(table, entries, given.tensors, given.grads, out, flag=flag, backend=backend)
         for entries, out in ((index, selected_grads), (new, fresh))
     ]
-    return (new, fetched) if all(finite) else None
+    return Found(new, fetched, threshold) if all(finite) else None

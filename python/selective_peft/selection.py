@@ -25,6 +25,7 @@ class Selection:
             "per_entry" bias correction).
         step: completed steps.
         skipped: steps skipped because of inf or NaN.
+        threshold: the lowest score that was selected in the last step that selected; None before, and if there is none.
         warmup: completed dense steps before the first selection; these are no steps of the selection.
     """
 
@@ -40,6 +41,7 @@ class Selection:
         self.step = 0
         self.skipped = 0
         self.warmup = 0
+        self.threshold: float | None = None
         self._ensure_master(table)
 
     @property

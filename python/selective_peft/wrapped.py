@@ -26,7 +26,7 @@ def selective(
     params: Any,
     *,
     budget: int | float | None = None,
-    total_steps: int | None = None,
+    total_steps: int | str | None = None,
     method: str | None = None,
     method_kwargs: Mapping[str, Any] | None = None,
     score: AnyScore | None = None,

@@ -16,7 +16,7 @@ PARTNERS = {"offsets": "starts", "missed_tensors": "missed_steps"}
 SELECTIVE_ITEMS = [
     "version", "optimizer", "budget", "total_steps", "score", "strategy", "schedule_name", "select_every",
     "scope", "bias_correction", "names", "sizes", "dtypes", "step", "skipped_steps", "schedule", "tensor_steps",
-    "missed_tensors", "missed_steps", "starts", "offsets", "arrays", "warmup_done", "extra",
+    "missed_tensors", "missed_steps", "starts", "offsets", "arrays", "warmup_done", "threshold", "extra",
 ]  # fmt: skip
 VECTORS = ["schedule", "tensor_steps", "missed_tensors", "missed_steps", "starts", "offsets"]
 ARRAYS = ["exp_avg", "exp_avg_sq", "original", "chosen", "master"]
@@ -113,11 +113,11 @@ def test_a_state_of_torch_is_refused():
     assert_refused(opt.state_dict(), r"state_dict: .*expected .*selective")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None])
 def test_another_version_is_refused(state, version):
     """C11: a later format is not guessed at."""
     state["state"]["selective"]["version"] = version
-    assert_refused(state, rf"version: expected 2, got {version!r}")
+    assert_refused(state, rf"version: expected 3, got {version!r}")
 
 
 def test_all_items_are_tested(state):
