@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from selective_peft.listing import what_is_there
+from selective_peft.naming import named_params, unwrapped
 
 Named = Sequence[tuple[str, nn.Parameter]]
 WILDCARDS = "*?["
@@ -41,7 +42,7 @@ def selective_param_groups(
     whole nor excluded is selected from; a budget given as a share is a share of that. Patterns: see `matches`.
 
     Args:
-        model: the model.
+        model: the model; possibly wrapped or compiled, which leaves no trace in the names.
         train_fully: patterns of what is trained whole, outside the budget (a new head): groups with `selective=False`.
         exclude: patterns of what is in no group and so stays as it is. Backward still computes its gradients, and the
             optimizer's `zero_grad()` does not reach them: `requires_grad_(False)` on it saves time and memory as well.
@@ -57,7 +58,7 @@ def selective_param_groups(
         ValueError: a pattern fits nothing, a parameter is both trained whole and excluded, or nothing is left to
             select; the message lists what is there.
     """
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    named = [(name, param) for name, param in named_params(model).items() if param.requires_grad]
     whole = _fitting(model, named, "train_fully", train_fully)
     left_out = _fitting(model, named, "exclude", exclude)
     flat = _fitting(model, named, "no_decay", no_decay)
@@ -106,7 +107,7 @@ def _fitting(model: nn.Module, named: Named, argument: str, patterns: Iterable[s
 def _near_miss(model: nn.Module, named: Named, pattern: str) -> str:
     """Why a pattern fits none of the parameters that take part although it fits a name of the model."""
     first = {id(param): name for name, param in named}
-    for name, param in model.named_parameters(remove_duplicate=False):
+    for name, param in unwrapped(model).named_parameters(remove_duplicate=False):
         if matches(name, pattern):
             if not param.requires_grad:
                 return f" that requires a gradient ({name} does not)"

@@ -19,15 +19,21 @@ from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.rawbytes import BITS, bits, digest, from_bits, raw
 
 
-def _selective(optimizer: Optimizer) -> SelectiveOptimizer:
+def bare_optimizer(optimizer: Optimizer) -> SelectiveOptimizer:
     """The optimizer itself, without the wrapper that Accelerate puts around it.
 
     Raises:
-        ValueError: no selective one, or one whose changes are not known.
+        ValueError: no selective one.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, SelectiveOptimizer):
         raise ValueError(f"optimizer: expected a selective optimizer, got {type(inner).__name__}")
+    return inner
+
+
+def _selective(optimizer: Optimizer) -> SelectiveOptimizer:
+    """The bare optimizer. Raises ValueError if it is no selective one, or its changes are not known."""
+    inner = bare_optimizer(optimizer)
     if inner._selection is None:
         raise ValueError("optimizer: expected one that has made a step, got one before its first")
     if inner._settings.repeats:

@@ -93,5 +93,10 @@ def needed(share: float, budget: int) -> int:
 
 def file_name(share: float) -> str:
     """selected-0.10.safetensors; with more digits if the share has more."""
-    short = f"{share:.2f}"
-    return f"selected-{short if float(short) == share else share}.safetensors"
+    return f"selected-{short(share)}.safetensors"
+
+
+def short(share: float) -> str:
+    """A share with two digits after the point, or all of its digits if it has more."""
+    two = f"{share:.2f}"
+    return two if float(two) == share else str(share)
