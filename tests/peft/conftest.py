@@ -1,5 +1,6 @@
 """Fixtures of the tests of selective_peft."""
 
+import gc
 import os
 
 # OpenMP reads this when torch loads it: threads that spin while they wait would make these tests, whose tensors are
@@ -40,6 +41,15 @@ def one_thread():
     """One thread: these tensors are small, and a test of its own shows that more threads give the same bits (C4)."""
     with num_threads(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """Accelerate collects garbage whenever training begins: what was there before the tests is left out of it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
