@@ -51,6 +51,16 @@ def make_trainer(folder, model=None, *, callbacks=None, data=None, options=None,
     )  # fmt: skip
 
 
+def train_with(folder, *callbacks, attach=None, resume=None, **changes):
+    """A run on 60 scalars without a head, with these callbacks, one of them perhaps attached."""
+    changes = {"options": {"budget": 60, "train_fully": ()}, **changes}
+    trainer = make_trainer(folder, callbacks=list(callbacks), **changes)
+    if attach is not None:
+        attach.attach(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
 def inner(trainer):
     """The optimizer within Accelerate's wrapper."""
     return trainer.optimizer.optimizer
