@@ -20,6 +20,7 @@ from selective_peft.pending import Pending
 from selective_peft.schedules import quota, tabulate
 from selective_peft.search import Wanted
 from selective_peft.selection import Selection
+from selective_peft.sharding import CHECKPOINT, DIVIDERS, Built, ParamsState, check_whole, refuse_caller
 
 
 class BoundOptimizer(Timed, Optimizer):
@@ -32,8 +33,10 @@ class BoundOptimizer(Timed, Optimizer):
     _defers: bool | None = None  # whether steps do not wait; None until it is known for the table
 
     def __init__(self, params: Any, defaults: dict[str, Any], settings: Settings) -> None:
+        refuse_caller(type(self).__name__, *DIVIDERS)
         self._settings = settings
         self._horizon = Horizon(settings.total_steps)
+        self._built = Built()
         self._pending: Pending | None = None
         self._selection: Selection | None = None
         self._table: Table | None = None
@@ -42,6 +45,7 @@ class BoundOptimizer(Timed, Optimizer):
         self._complete = False  # all groups of the constructor are there
         super().__init__(params, {**defaults, "selective": not settings.whole})
         self._complete = True
+        self.state = ParamsState(dict, self.state)
         self._check_params([])
         self._final_budget()
 
@@ -92,8 +96,11 @@ class BoundOptimizer(Timed, Optimizer):
 
         Raises:
             TypeError, ValueError: a parameter twice, or one that cannot be selected from; see `checks.check_param`.
+            ShardingError: one of which this process holds a part only.
         """
         group = listed(param_group)
+        place = f"param_groups[{len(self.param_groups)}]['params']"
+        check_whole(group["params"], group.get("param_names"), place)
         with_defaults = {**self.defaults, **group}
         seen = {id(param) for other in self.param_groups for param in other["params"]}
         check_group_params(with_defaults, seen, f"params of group {len(self.param_groups)}")
@@ -105,10 +112,10 @@ class BoundOptimizer(Timed, Optimizer):
                 "params: expected all groups to select from before the first step of 'bitfit', got another one"
             )
         if self._complete and with_defaults["selective"]:
-            place = f"param_groups[{len(self.param_groups)}]['params']"
             items = enumerate(group["params"])
             self._check_params([item if isinstance(item, tuple) else (f"{place}[{i}]", item) for i, item in items])
         super().add_param_group(group)
+        self._built.add(self.param_groups[-1]["params"])
 
     # ------------------------------------------------------------------ what was selected
 
@@ -209,6 +216,8 @@ class BoundOptimizer(Timed, Optimizer):
     def _bind(self) -> tuple[Table, Selection]:
         """The table of the parameters as they are now; sets everything up in the first step (C12)."""
         params = self._selective_params()
+        dense = [param for group in self._groups(selective=False) for param in group["params"]]
+        self._built.check_once(self.param_groups, dense)  # a table tells whether the others were replaced
         table = self._table
         same = table is not None and len(params) == len(table) and all(map(operator.is_, params, table.params))
         if table is None or not same or not table.unchanged() or self._selection is None:
@@ -232,6 +241,9 @@ class BoundOptimizer(Timed, Optimizer):
         return len(kinds) == 1 and dispatch.defers(table.device, self._settings.backend)
 
     def _rebind(self) -> Table:
+        if self._selection is None:
+            refuse_caller("step", *DIVIDERS, CHECKPOINT)
+        self._built.check(self.param_groups)
         table = self._make_table()
         if table.spread:
             dispatch.resolve_all(table, self._settings.backend)  # raises before anything is changed

@@ -55,6 +55,20 @@ def pack(
     }
 
 
+def pack_nothing() -> dict[str, Any]:
+    """What stands for a selection before the first step.
+
+    Not nothing at all: what reads a checkpoint into the items that a new optimizer's state dict has, and into no others
+    (torch.distributed.checkpoint), then leaves a trace of the steps whose selection it has lost.
+    """
+    return {"version": VERSION, "step": 0, "skipped_steps": 0, "warmup_done": 0}
+
+
+def is_nothing(packed: object) -> bool:
+    """Whether it is what `pack_nothing` gave."""
+    return isinstance(packed, Mapping) and dict(packed) == pack_nothing()
+
+
 def _equal(what: str, expected: object, given: object) -> None:
     if expected != given:
         raise ValueError(f"state_dict: {what}: expected {expected!r}, got {given!r}")
@@ -112,7 +126,10 @@ def check_items(packed: Mapping[str, Any], described: Mapping[str, Any]) -> None
     wanted |= {"total_steps", "threshold"}
     missing = sorted(wanted - set(packed))
     if missing:
-        raise ValueError(f"state_dict: selective: expected the items {missing}, which are missing (truncated?)")
+        raise ValueError(
+            f"state_dict: selective: expected the items {missing}, which are missing (truncated, or read into a new "
+            "optimizer's state by torch.distributed.checkpoint?)"
+        )
     for what, expected in described.items():
         _equal(what, expected, packed[what])
 

@@ -55,6 +55,11 @@ class SelectiveOptimizer(ResumableOptimizer):
         tensors = [i for i, grad in enumerate(grads) if grad is not None]
         given = Gradients(tensors, [grad for grad in grads if grad is not None])
         if not tensors and not any(dense):
+            warnings.warn(
+                "step: no parameter has a gradient, so nothing is trained (was the model replaced or sharded after the "
+                "optimizer was built?)",
+                stacklevel=5,
+            )
             return
         verdict = self._verdict(table, selection)
         missed: list[int] | None

@@ -8,6 +8,7 @@ from selective_peft import checkpoint
 from selective_peft.binding import BoundOptimizer
 from selective_peft.dense import check_dense_state, restore_shared_
 from selective_peft.selection import Selection
+from selective_peft.sharding import CHECKPOINT, DIVIDERS, ParamsState, refuse_caller
 from selective_peft.tensor_scores import Spent
 
 
@@ -41,9 +42,16 @@ class ResumableOptimizer(BoundOptimizer):
         return [{**mine, **theirs} for mine, theirs in zip(self.param_groups, known, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, with everything about the selection in `["state"]["selective"]`: tensors and primitives."""
+        """As in torch, with everything about the selection in `["state"]["selective"]`: tensors and primitives.
+
+        Raises:
+            ShardingError: torch.distributed.checkpoint calls this, or a parameter is sharded.
+        """
+        refuse_caller("state_dict", CHECKPOINT)
+        self._built.check(self.param_groups)
         self._settle()
         packed = super().state_dict()
+        packed["state"]["selective"] = checkpoint.pack_nothing()
         if self._selection is not None and self._table is not None and self._schedule is not None:
             if len(self._selective_params()) > len(self._table):  # groups were added since the last step
                 self._rebind()
@@ -57,10 +65,15 @@ class ResumableOptimizer(BoundOptimizer):
 
         Raises:
             ValueError: it is of another model, budget, setting or version, or damaged; nothing is changed then.
+            ShardingError: torch.distributed.checkpoint or .optim calls this, or a parameter is sharded.
         """
+        refuse_caller("load_state_dict", CHECKPOINT, *DIVIDERS)
+        self._built.check(self.param_groups)
         checkpoint.check_halves(state_dict)
         state = state_dict["state"]
         packed = state.get("selective")
+        if checkpoint.is_nothing(packed):
+            packed = None
         selection = schedule = table = extra = steps = None
         if packed is not None:
             described = self._described()
@@ -76,7 +89,7 @@ class ResumableOptimizer(BoundOptimizer):
             checkpoint.check_values(packed, table, self._given_names(), schedule, dtypes)
             extra = self._check_extra(packed["extra"], selection)
             checkpoint.unpack_(packed, selection)
-        elif state:
+        elif set(state) - {"selective"}:
             raise ValueError("state_dict: expected the item state['selective'], which is missing (truncated?)")
         spent = selection is not None and schedule is not None and selection.count == int(schedule[-1])
         if isinstance(self._settings.score, Spent) and not spent:
@@ -99,5 +112,9 @@ class ResumableOptimizer(BoundOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        own = {"_settings", "_horizon", "_settled", "_pending", "_schedule", "_warned", "_table", "_complete"}
+        own = {"_settings", "_horizon", "_settled", "_pending", "_schedule", "_warned", "_table", "_complete", "_built"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.state = ParamsState(dict, self.state)
