@@ -9,6 +9,7 @@
 #include "cpu/lists.h"
 #include "cpu/parallel.h"
 #include "cpu/scan.h"
+#include "gaps.h"
 
 namespace py = pybind11;
 
@@ -162,6 +163,17 @@ PYBIND11_MODULE(_native_cpu, m) {
                    [&](const auto& r, const auto* of, const auto* t, const auto& g, const auto& e, const Ages* a) {
                      sgd_list(r.data, r.size, of, t, g.data, e, a, clip, threads);
                    });
+  });
+  m.def(
+      "encode_gaps",
+      [](Address offsets, std::int64_t count, Address code) {
+        return encode_gaps(at<const std::int32_t>(offsets), count, at<std::uint8_t>(code));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def("decode_gaps", [](Address code, std::int64_t length, std::int64_t count, std::int64_t limit, Address offsets) {
+    const py::gil_scoped_release release;
+    const GapVerdict verdict = decode_gaps(at<const std::uint8_t>(code), length, count, limit, at<std::int32_t>(offsets));
+    return std::pair(static_cast<int>(verdict.problem), verdict.block);
   });
   m.def("read", [](const py::buffer& row_buffer, int threads) {
     const Table<Row> rows(row_buffer);

@@ -204,3 +204,21 @@ def check_entries(array: Tensor, dtype: torch.dtype | None, count: int, device: 
         )
     if array.device != device:
         raise ValueError(f"{name}: expected a vector on {device}, got one on {array.device}")
+
+
+def check_host_vector(vector: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A vector that is read from or goes into a file, contiguous.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: another number of dimensions, not dense, or not on the CPU.
+    """
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(vector).__name__}")
+    if vector.dtype is not dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {vector.dtype}")
+    if vector.layout is not torch.strided or vector.dim() != 1:
+        raise ValueError(f"{name}: expected a dense vector, got {vector.layout} of shape {tuple(vector.shape)}")
+    if not vector.is_cpu:
+        raise ValueError(f"{name}: expected a vector on the CPU, where files are read, got one on {vector.device}")
+    return vector.contiguous()

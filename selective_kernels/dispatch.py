@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,9 @@ OPS = {
     "indexing": ("gather", "gather_bits", "gather_grads", "scatter_", "swap_", "merge_"),
     "optim": ("adam_", "sgd_", "square_sum"),
 }
+HOST_OPS = {"gaps": ("encode_gaps", "decode_gaps")}  # on what files hold: no table, and no tensors on a device
 MODULE_OF = {op: module for module, ops in OPS.items() for op in ops}
+HOST_MODULE_OF = {op: module for module, ops in HOST_OPS.items() for op in ops}
 BACKENDS = ("cpu", "triton", "reference")
 DEFERRING = ("triton",)  # backends whose kernels look at flags on the device, so that nobody has to wait for them
 
@@ -52,7 +54,7 @@ def unavailable(backend: str, device: torch.device | str) -> str:
 
 @functools.cache
 def _warn_skipped(backend: str, reason: str, used: str) -> None:
-    warnings.warn(f"backend {backend!r} is not available ({reason}); using {used!r}, which is slower", stacklevel=4)
+    warnings.warn(f"backend {backend!r} is not available ({reason}); using {used!r}, which is slower", stacklevel=5)
 
 
 def resolve(device: torch.device | str, backend: str = "auto") -> str:
@@ -72,6 +74,11 @@ def resolve(device: torch.device | str, backend: str = "auto") -> str:
         if reason:
             raise RuntimeError(f"{source}={backend!r} is not available: {reason}\n{available()}")
         return backend
+    return _first_of_order(device)
+
+
+def _first_of_order(device: torch.device | str) -> str:
+    """What "auto" means for a device."""
     skipped = ""
     for name in _order(torch.device(device).type):
         reason = unavailable(name, device)
@@ -85,7 +92,7 @@ def resolve(device: torch.device | str, backend: str = "auto") -> str:
 
 @functools.cache
 def _function(op: str, backend: str) -> Any:
-    module = MODULE_OF[op]
+    module = MODULE_OF.get(op) or HOST_MODULE_OF[op]
     if backend == "reference":
         return getattr(importlib.import_module(f"selective_kernels.{module}"), reference_name(op))
     return getattr(importlib.import_module(f"selective_kernels._{backend}.{module}"), op)
@@ -99,6 +106,26 @@ def reference_name(op: str) -> str:
 def implementation(op: str, device: torch.device, backend: str = "auto") -> Any:
     """The function that implements an operation; see `resolve` for the errors."""
     return _function(op, resolve(device, backend))
+
+
+def resolve_host(backend: str = "auto") -> str:
+    """The name of the backend that serves the operations on what files hold; see `resolve` for the errors.
+
+    They have no GPU kernels: SELECTIVE_KERNELS_BACKEND=triton leaves "auto" as it is.
+
+    Raises:
+        ValueError: "triton" was asked for by argument.
+    """
+    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") in ("auto", "triton"):
+        return _first_of_order("cpu")
+    if backend == "triton":
+        raise ValueError("backend: expected 'auto', 'cpu' or 'reference' for what files hold, got 'triton'")
+    return resolve("cpu", backend)
+
+
+def on_host(op: str, backend: str = "auto") -> Any:
+    """The function that implements an operation on what files hold; see `resolve_host` for the errors."""
+    return _function(op, resolve_host(backend))
 
 
 def resolve_all(table: Table, backend: str = "auto") -> dict[Hashable, str]:
@@ -149,6 +176,13 @@ def available() -> str:
     return f"cpu: {cpu}\ntriton: {_triton.describe()}\nreference: available (PyTorch, any device)"
 
 
+def _name_or_reason(choose: Callable[[], str]) -> str:
+    try:
+        return choose()
+    except (RuntimeError, ValueError) as error:
+        return f"none ({str(error).splitlines()[0]})"
+
+
 def explain() -> str:
     """Which backend serves which operation, and why: instruction set, threads, what is missing."""
     lines = [f"{ENVIRONMENT_VARIABLE}={os.environ.get(ENVIRONMENT_VARIABLE, 'auto')}", available()]
@@ -156,9 +190,7 @@ def explain() -> str:
     if torch.cuda.is_available():
         devices["cuda"] = "cuda"
     for device, example in devices.items():
-        try:
-            chosen = resolve(example)
-        except (RuntimeError, ValueError) as error:
-            chosen = f"none ({str(error).splitlines()[0]})"
+        chosen = _name_or_reason(functools.partial(resolve, example))
         lines.extend(f"{device} tensors: {op} -> {chosen}" for op in MODULE_OF)
+    lines.extend(f"files: {op} -> {_name_or_reason(resolve_host)}" for op in HOST_MODULE_OF)
     return "\n".join(lines)
