@@ -76,15 +76,21 @@ COMMAND = {
 }
 
 # What reads and writes deltas may use besides.
-DELTA_STANDARD = {"ctypes", "hashlib", "json", "pathlib", "tempfile"}
+DELTA_STANDARD = {"ctypes", "hashlib", "json", "pathlib", "shutil", "tempfile"}
 DELTA = {
     "about": set(),
     "atomic": set(),
+    "checkpoint_files": set(),
+    "comparing_files": set(),
     "container": {"safetensors"},
     "delta": set(),
     "delta_card": set(),
     "delta_file": set(),
+    "layouts": set(),
+    "output": set(),
+    "patch_files": set(),
     "rawbytes": set(),
+    "streaming": set(),
 }
 
 # Imported within a function, when it is called.

@@ -114,14 +114,13 @@ class Container:
             raise DeltaError(f"{self.path}: {name}: expected {stored.nbytes} bytes, the file has become shorter")
         return data
 
-    def chunks(self, name: str) -> Iterable[bytes]:
-        """A tensor's bytes, piece by piece."""
+    def chunks(self, name: str) -> Iterable[bytearray]:
+        """A tensor's bytes, piece by piece, each in memory of its own."""
         stored = self.tensors[name]
         for begin in range(stored.begin, stored.end, CHUNK):
             self._file.seek(begin)
-            size = min(CHUNK, stored.end - begin)
-            data = self._file.read(size)
-            if len(data) != size:
+            data = bytearray(min(CHUNK, stored.end - begin))
+            if self._file.readinto(data) != len(data):  # type: ignore[attr-defined]  # of all binary files
                 raise DeltaError(f"{self.path}: {name}: expected {stored.nbytes} bytes, the file has become shorter")
             yield data
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +132,23 @@ def differences(
     base: nn.Module | Mapping[str, Tensor], tuned: nn.Module | Mapping[str, Tensor], whole_above: float
 ) -> dict[str, Change]:
     """See `SparseDelta.from_models`."""
-    if not 0.0 <= whole_above <= 1.0:
-        raise ValueError(f"whole_above: expected a share in [0, 1], got {whole_above}")
+    check_whole_above(whole_above)
     old, new = state_of(base), state_of(tuned)
-    if lost := sorted(set(old) - set(new if isinstance(tuned, nn.Module) else tuned)):
-        raise DeltaError(f"tuned: expected all tensors of the base, {lost[0]} is missing ({len(lost)} in all)")
+    check_none_lost(sorted(set(old) - set(new if isinstance(tuned, nn.Module) else tuned)))
     found = {name: difference(name, old.get(name), tensor, whole_above) for name, tensor in new.items()}
     return {name: change for name, change in found.items() if change is not None}
+
+
+def check_whole_above(share: float) -> None:
+    """Raises ValueError unless it is a share."""
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"whole_above: expected a share in [0, 1], got {share}")
+
+
+def check_none_lost(names: Sequence[str]) -> None:
+    """Raises DeltaError if there are any tensors that only the base has."""
+    if names:
+        raise DeltaError(f"tuned: expected all tensors of the base, {names[0]} is missing ({len(names)} in all)")
 
 
 def state_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

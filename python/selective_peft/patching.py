@@ -112,9 +112,27 @@ def check_base(name: str, change: Change, tensor: Tensor, now: Tensor) -> None:
         now: what stands at the change's places.
     """
     if digest(tensor) != change.digest:
-        if same_bits(now, change.values):
-            raise DeltaError(f"{name}: expected the base's values, got the delta's own: it is applied already")
-        raise DeltaError(f"{name}: expected the base that the delta was made for, got a tensor with other values")
+        raise already_applied(name) if same_bits(now, change.values) else not_the_base(name)
+
+
+def already_applied(name: str) -> DeltaError:
+    """Of a tensor that has the delta's values."""
+    return DeltaError(f"{name}: expected the base's values, got the delta's own: it is applied already")
+
+
+def not_the_base(name: str) -> DeltaError:
+    """Of a tensor whose fingerprint is another one."""
+    return DeltaError(f"{name}: expected the base that the delta was made for, got a tensor with other values")
+
+
+def not_applied(name: str) -> DeltaError:
+    """Of a tensor that lacks the delta's values."""
+    return DeltaError(f"{name}: expected the delta's values at its places, got others: it is not applied")
+
+
+def not_undone(name: str) -> DeltaError:
+    """Of a tensor whose fingerprint, with the originals in it, is another one."""
+    return DeltaError(f"{name}: expected the base besides the delta's values, got a tensor with others")
 
 
 def revert_(changes: Changes, model: nn.Module, *, check: bool) -> None:
@@ -127,14 +145,14 @@ def revert_(changes: Changes, model: nn.Module, *, check: bool) -> None:
             check_tuned(name, change, now[name])
         for name in targets.sparse:
             if digest(changes[name].substituted(targets.tensors[name], originals[name])) != changes[name].digest:
-                raise DeltaError(f"{name}: expected the base besides the delta's values, got a tensor with others")
+                raise not_undone(name)
     targets.write(originals)
 
 
 def check_tuned(name: str, change: Change, now: Tensor) -> None:
     """Raises DeltaError unless the delta's values stand at its places."""
     if not same_bits(now, change.values):
-        raise DeltaError(f"{name}: expected the delta's values at its places, got others: it is not applied")
+        raise not_applied(name)
 
 
 def names_of(parts: Iterable[Changes]) -> list[str]:

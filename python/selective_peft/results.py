@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selective_peft import SelectiveAdamW
-from selective_peft.errors import InputError
 from selective_peft.naming import count_by_place, places
 
 FORMAT = "selective-peft values"
 VERSION = "1"
 PEFT_PREFIX = "base_model.model."  # before the names of a model inside a PEFT model
-
-
-def check_output(folder: Path) -> None:
-    """Raises InputError unless results can be written to this folder: a new or an empty one."""
-    if folder.exists():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f"--output {folder}: expected a new or an empty folder, found something there")
-        writable = folder
-    else:
-        writable = folder.parent
-    if not writable.is_dir() or not os.access(writable, os.W_OK):
-        raise InputError(f"--output {folder}: expected a folder that can be written to, {writable} is none")
-
-
-class Output:
-    """A folder that appears with all its files, or not at all.
-
-    Used in a `with` statement: files that were written before an error are gone after it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._exists = folder.exists()  # it may be a mount, which cannot be replaced
-        self._staging: Path | None = None
-
-    def __enter__(self) -> Output:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._staging is not None and kind is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-
-    def write(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Writes a file or a folder under another folder's name; returns where it lies until `publish`."""
-        if self._staging is None:
-            where = self.folder if self._exists else self.folder.parent
-            self._staging = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=where))
-        path = self._staging / name
-        write(path)
-        for each in [path, *path.rglob("*")]:
-            each.chmod(0o755 if each.is_dir() else 0o644)
-        return path
-
-    def publish(self) -> None:
-        """Gives the folder its name, with all that was written."""
-        assert self._staging is not None
-        if self._exists:
-            for path in list(self._staging.iterdir()):
-                path.replace(self.folder / path.name)
-            self._staging.rmdir()
-        else:
-            self._staging.chmod(0o755)
-            self._staging.rename(self.folder)
-        self._staging = None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from selective_peft import SelectiveAdamW, results
+from selective_peft.output import Output
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sizes:
     model: nn.Module
     optimizer: SelectiveAdamW
     whole: frozenset[str]
-    output: results.Output
+    output: Output
     about: Mapping[str, str]
     saved: list[Size] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from selective_peft.bases import BASES, settle_base
 from selective_peft.encoding import Rows
 from selective_peft.errors import InputError
 from selective_peft.files import Columns
+from selective_peft.output import Output, check_output
 from selective_peft.sizes import Sizes
 from selective_peft.tasks import TASKS, Task
 
@@ -147,7 +148,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """
     began = time.perf_counter()
     options.output = Path(os.path.realpath(options.output))
-    results.check_output(options.output)
+    check_output(options.output)
     loading.quiet()
     made = prepare(options, console)
     model, optimizer, measure = made.loaded.model, made.optimizer, made.task.measure(made.parts.classes)
@@ -162,7 +163,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         options.seed,
         options.evaluations,
     )
-    with results.Output(options.output) as output:
+    with Output(options.output) as output:
         sizes = Sizes(options.save_at or [], model, optimizer, made.whole, output, about)
         collator = made.task.collator(made.loaded)
         trained = fitting.train(model, optimizer, recipe, made.rows, made.held_out, collator, measure, sizes)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from selective_peft import SelectiveAdamW, results
+from selective_peft.output import Output
 
 
 def text(content):
@@ -16,7 +17,7 @@ def folder(path):
 
 def test_a_new_folder_appears_at_once(tmp_path):
     target = tmp_path / "out"
-    with results.Output(target) as output:
+    with Output(target) as output:
         staged = output.write("a.txt", text("first"))
         output.write("adapter", folder)
         assert staged.read_text() == "first"
@@ -34,7 +35,7 @@ def test_an_empty_folder_is_filled_not_replaced(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
     number = target.stat().st_ino
-    with results.Output(target) as output:
+    with Output(target) as output:
         output.write("a.txt", text("first"))
         output.write("adapter", folder)
         output.publish()
@@ -53,13 +54,13 @@ def test_nothing_is_left_after_an_error(error, exists, tmp_path):
         path.write_text("half")
         raise error
 
-    with pytest.raises(error), results.Output(target) as output:
+    with pytest.raises(error), Output(target) as output:
         output.write("a.txt", fail)
     assert list(tmp_path.rglob("*")) == ([target] if exists else [])
 
 
 def test_nothing_is_made_before_something_is_written(tmp_path):
-    with results.Output(tmp_path / "out"):
+    with Output(tmp_path / "out"):
         assert not list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
 
