@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ SINGLE, SUFFIX, INDEX = "model.safetensors", ".safetensors", ".safetensors.index
 LARGEST_INDEX = 1 << 28  # bytes
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # The same weights in other forms, which would be the base's in a copy; and what goes with them.
-OTHER_FORMS = (*PICKLED, ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".index.json")
+OTHER_FORMS = (*PICKLED, ".bin.index.json", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite")
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # transformers renames them, too
 
 
@@ -66,14 +67,10 @@ class Checkpoint:
     left_out: tuple[str, ...]
     config: Mapping[str, Any] | None
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, Stored]:
         """Of all files, by the name that they are stored under."""
         return {name: stored for shard in self.shards for name, stored in shard.tensors.items()}
-
-    def shard_of(self, name: str) -> Shard:
-        """The file that a tensor is in."""
-        return next(shard for shard in self.shards if name in shard.tensors)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -98,8 +95,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if index is not None:
         _check_index(path / index[0], _weight_map(path / index[0], index[1]), shards)
     used = {*names, *([index[0]] if index else [])}
-    files = [name for name in _files(path, "", top=True) if name not in used]
-    left_out = [name for name in files if name.endswith(OTHER_FORMS) or ("/" not in name and name.endswith(SUFFIX))]
+    files = [name for name in _files(path, "") if name not in used]
+    more = (*OTHER_FORMS, SUFFIX, INDEX)  # those of a sub-folder belong to another part of a pipeline
+    left_out = [name for name in files if name.endswith(OTHER_FORMS if "/" in name else more)]
     others = [name for name in files if name not in left_out]
     return Checkpoint(path, shards, index, tuple(others), tuple(left_out), _config(path / "config.json"))
 
@@ -183,14 +181,14 @@ def _shard(path: Path) -> Shard:
         return Shard(path, container.header, container.metadata, container.tensors)
 
 
-def _files(folder: Path, inner: str, *, top: bool) -> Iterator[str]:
+def _files(folder: Path, inner: str) -> Iterator[str]:
     """All regular files by name, also behind links; nothing hidden; links to folders are not followed."""
     for entry in sorted(os.scandir(folder / inner), key=lambda entry: entry.name):
         name = f"{inner}/{entry.name}" if inner else entry.name
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(folder, name, top=False)
+            yield from _files(folder, name)
         elif entry.is_file():
             yield name
         elif entry.is_symlink() and not entry.is_dir():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from selective_peft.changes import Change
 from selective_peft.checkpoint_files import Checkpoint, modern
@@ -63,8 +65,12 @@ def _compare(
     return difference(name, tensor, after.container(key).read(key), share)
 
 
-def _same(a: Iterator[bytearray], b: Iterator[bytearray]) -> bool:
-    return all(one == other for one, other in zip_longest(a, b))
+def _same(a: Iterator[memoryview], b: Iterator[memoryview]) -> bool:
+    return all(torch.equal(_bytes(one), _bytes(other)) for one, other in zip(a, b, strict=True))
+
+
+def _bytes(piece: memoryview) -> Tensor:
+    return torch.frombuffer(piece, dtype=torch.uint8)
 
 
 def _naming(old: Mapping[str, tuple[str, Stored]], new: Mapping[str, tuple[str, Stored]]) -> Naming:

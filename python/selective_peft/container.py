@@ -7,7 +7,7 @@ all tensors at once and puts metadata in any order; this one streams, and gives 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from selective_peft.errors import DeltaError
-from selective_peft.rawbytes import from_raw
+from selective_peft.rawbytes import raw
 
 CODES = {
     torch.float32: "F32",
@@ -27,7 +27,7 @@ CODES = {
     torch.uint8: "U8",
 }
 DTYPES = {code: dtype for dtype, code in CODES.items()}
-CHUNK = 1 << 24  # bytes
+CHUNK = 1 << 21  # bytes: such pieces stay in the cache between reading and writing
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Container:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO = path.open("rb")
+        self._buffer = memoryview(bytearray(CHUNK))
         try:
             with safe_open(path, "pt"):  # every check of the library
                 pass
@@ -103,26 +104,22 @@ class Container:
         stored = self.tensors[name]
         if stored.code not in DTYPES:
             raise DeltaError(f"{self.path}: {name}: expected dtype {', '.join(DTYPES)}, got {stored.code}")
-        return from_raw(self.read_bytes(name), DTYPES[stored.code], stored.shape)
+        tensor = torch.empty(stored.shape, dtype=DTYPES[stored.code])
+        self._fill(raw(tensor), stored.begin, name)
+        return tensor
 
-    def read_bytes(self, name: str) -> bytearray:
-        """A tensor's bytes."""
-        stored = self.tensors[name]
-        data = bytearray(stored.nbytes)
-        self._file.seek(stored.begin)
-        if self._file.readinto(data) != stored.nbytes:  # type: ignore[attr-defined]  # of all binary files
-            raise DeltaError(f"{self.path}: {name}: expected {stored.nbytes} bytes, the file has become shorter")
-        return data
-
-    def chunks(self, name: str) -> Iterable[bytearray]:
-        """A tensor's bytes, piece by piece, each in memory of its own."""
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """A tensor's bytes in pieces of at most `CHUNK`; one may be written to, and is gone when the next is read."""
         stored = self.tensors[name]
         for begin in range(stored.begin, stored.end, CHUNK):
-            self._file.seek(begin)
-            data = bytearray(min(CHUNK, stored.end - begin))
-            if self._file.readinto(data) != len(data):  # type: ignore[attr-defined]  # of all binary files
-                raise DeltaError(f"{self.path}: {name}: expected {stored.nbytes} bytes, the file has become shorter")
+            data = self._buffer[: min(CHUNK, stored.end - begin)]
+            self._fill(data, begin, name)
             yield data
+
+    def _fill(self, data: memoryview, begin: int, name: str) -> None:
+        self._file.seek(begin)
+        if self._file.readinto(data) != len(data):  # type: ignore[attr-defined]  # of all binary files
+            raise DeltaError(f"{self.path}: {name}: expected {len(data)} more bytes, the file has become shorter")
 
 
 def _stored(entry: Mapping[str, Any], start: int) -> Stored:

@@ -42,13 +42,18 @@ class Output:
         self.folder = folder
         self._exists = folder.exists()  # it may be a mount, which cannot be replaced
         self._staging: Path | None = None
+        self._moved: list[Path] = []
 
     def __enter__(self) -> Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._staging is not None and kind is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            for path in [self._staging, *self._moved]:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def write(self, name: str, write: Callable[[Path], None]) -> Path:
         """Writes a file or a folder under another folder's name; returns where it lies until `publish`.
@@ -71,7 +76,8 @@ class Output:
             sync(each)
         if self._exists:
             for path in list(self._staging.iterdir()):
-                path.replace(self.folder / path.name)
+                self._moved.append(self.folder / path.name)
+                path.replace(self._moved[-1])
             self._staging.rmdir()
             sync(self.folder)
         else:

@@ -200,7 +200,7 @@ class _Writing:
     def _what(self) -> str:
         return f"writing {self.file.name}"
 
-    def _pieces(self, key: str | None, name: str | None) -> Iterable[bytearray | memoryview]:
+    def _pieces(self, key: str | None, name: str | None) -> Iterable[memoryview]:
         if key is None:
             assert name is not None
             return pieces_of(self.changes[name].values.contiguous())

@@ -62,7 +62,7 @@ class Reader:
                 raise DeltaError(f"{shard.path}: expected the file of a moment ago, it has been replaced meanwhile")
         return self._open[1]
 
-    def pieces(self, name: str) -> Iterator[bytearray]:
+    def pieces(self, name: str) -> Iterator[memoryview]:
         """The bytes of a tensor."""
         yield from self.container(name).chunks(name)
 
@@ -142,7 +142,11 @@ class Planner:
     def _check_fits(self, name: str, change: Change, stored: Stored) -> None:
         if stored.shape != change.shape or stored.code != CODES[change.dtype]:
             wanted = f"{CODES[change.dtype]} {list(change.shape)}"
-            raise DeltaError(f"{name}: expected {wanted} as in the delta, got {stored.code} {list(stored.shape)}")
+            hint = "; load the base in the dtype that it is stored in, or store it in this one"
+            raise DeltaError(
+                f"{name}: expected {wanted} as in the delta, got {stored.code} {list(stored.shape)}"
+                f"{hint if stored.shape == change.shape else ''}"
+            )
 
     def _settle_missing(self, name: str, change: Change) -> None:
         """A tensor under another name, because it is tied, or a new one."""

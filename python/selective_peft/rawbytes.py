@@ -1,4 +1,4 @@
-"""Tensors as bytes, and bytes as tensors, without a copy."""
+"""Tensors as bytes and as integers, without a copy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ def raw(tensor: Tensor) -> memoryview:
     if not size:
         return memoryview(b"")
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
-
-
-def from_raw(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A tensor over these bytes."""
-    return torch.frombuffer(data, dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype)
 
 
 def bits(values: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ def find_naming(
     Raises:
         DeltaError: there is none, or several.
     """
-    for lenient in (False, True):
-        names = {name: needed[name] for name in needed if not lenient or name not in set(spared)}
+    for left_out in (set(), set(spared)):
+        names = {name: shape for name, shape in needed.items() if name not in left_out}
         plain = Naming()
         if _fits(plain, names, known):
             return plain

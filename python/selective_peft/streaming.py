@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from selective_peft.changes import Change
 from selective_peft.container import CHUNK
 from selective_peft.rawbytes import DIGEST, raw, same_bits
 
-Piece = TypeVar("Piece", bound=bytearray | memoryview)
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
 
 
@@ -32,7 +30,7 @@ class Meter:
         if self.tell is not None:
             self.tell(self.done, self.total, what)
 
-    def counting(self, pieces: Iterable[Piece], what: str) -> Iterator[Piece]:
+    def counting(self, pieces: Iterable[memoryview], what: str) -> Iterator[memoryview]:
         """The same pieces; each counts when the next one is asked for."""
         for piece in pieces:
             yield piece
@@ -40,8 +38,8 @@ class Meter:
 
 
 def swapped(
-    pieces: Iterable[bytearray], change: Change, values: Tensor, before: Tensor | None = None
-) -> Iterator[tuple[bytearray, bool]]:
+    pieces: Iterable[memoryview], change: Change, values: Tensor, before: Tensor | None = None
+) -> Iterator[tuple[memoryview, bool]]:
     """Puts values into a tensor's bytes as they pass by, in place.
 
     Args:
@@ -70,7 +68,7 @@ def swapped(
         at = end
 
 
-def digest_of(pieces: Iterable[bytes | bytearray | memoryview]) -> str:
+def digest_of(pieces: Iterable[memoryview]) -> str:
     """As `rawbytes.digest`, of a tensor in pieces."""
     total = hashlib.sha256()
     for piece in pieces:
@@ -78,7 +76,7 @@ def digest_of(pieces: Iterable[bytes | bytearray | memoryview]) -> str:
     return total.hexdigest()[:DIGEST]
 
 
-def undone(pieces: Iterable[bytearray], change: Change) -> tuple[bool, str]:
+def undone(pieces: Iterable[memoryview], change: Change) -> tuple[bool, str]:
     """Whether the delta's values stand at its places; and the digest of the tensor without the change.
 
     The second is "" if the originals were not kept.
@@ -91,7 +89,7 @@ def undone(pieces: Iterable[bytearray], change: Change) -> tuple[bool, str]:
     return everywhere, "" if change.originals is None else total.hexdigest()[:DIGEST]
 
 
-def is_constant(pieces: Iterable[bytes | bytearray], size: int) -> bool:
+def is_constant(pieces: Iterable[memoryview], size: int) -> bool:
     """Whether all scalars of a tensor, of `size` bytes each, are equal: such tensors are alike by chance."""
     first = b""
     for piece in pieces:
