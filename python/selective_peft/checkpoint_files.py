@@ -73,6 +73,43 @@ class Checkpoint:
         return {name: stored for shard in self.shards for name, stored in shard.tensors.items()}
 
 
+class Reader:
+    """Reads tensors of a checkpoint in pieces, and keeps the last few files open. Use it in a `with` statement."""
+
+    MOST = 4  # open files; each has a buffer
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._shard_of = {name: shard for shard in checkpoint.shards for name in shard.tensors}
+        self._open: dict[Path, Container] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for container in self._open.values():
+            container.close()
+        self._open.clear()
+
+    def container(self, name: str) -> Container:
+        """The open file that a tensor is in.
+
+        Raises:
+            DeltaError: it has been replaced by another one.
+        """
+        shard = self._shard_of[name]
+        found = self._open.pop(shard.path, None) or Container(shard.path)
+        self._open[shard.path] = found  # the last one used stands last
+        if len(self._open) > self.MOST:
+            self._open.pop(next(iter(self._open))).close()
+        if found.header != shard.header:
+            raise DeltaError(f"{shard.path}: expected the file of a moment ago, it has been replaced meanwhile")
+        return found
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The bytes of a tensor."""
+        yield from self.container(name).chunks(name)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Reads and checks all that a checkpoint says of itself: index, headers, configuration.
 

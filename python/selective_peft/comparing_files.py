@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from selective_peft.changes import Change
-from selective_peft.checkpoint_files import Checkpoint, modern
+from selective_peft.checkpoint_files import Checkpoint, Reader, modern
 from selective_peft.container import CODES, Stored
 from selective_peft.errors import DeltaError
 from selective_peft.making_deltas import check_none_lost, check_whole_above, difference
-from selective_peft.planning import Reader
 from selective_peft.rawbytes import BITS
 from selective_peft.stored_names import Naming, prefixes
 from selective_peft.streaming import Meter, Progress

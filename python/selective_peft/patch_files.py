@@ -13,13 +13,13 @@ from pathlib import Path
 
 from selective_peft.about import About
 from selective_peft.changes import Change
-from selective_peft.checkpoint_files import open_checkpoint
+from selective_peft.checkpoint_files import Reader, open_checkpoint
 from selective_peft.comparing_files import difference_of_files
 from selective_peft.delta import SparseDelta
 from selective_peft.errors import DeltaError
 from selective_peft.layouts import NewFile, merged, patched
 from selective_peft.output import Output, check_output, check_space
-from selective_peft.planning import Planner, Reader, check_contents
+from selective_peft.planning import Planner, check_contents
 from selective_peft.streaming import Meter, Progress, pieces_of, swapped
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from selective_peft.changes import Change
-from selective_peft.checkpoint_files import Checkpoint, Shard, modern
-from selective_peft.container import CODES, Container, Stored
+from selective_peft.checkpoint_files import Checkpoint, Reader, modern
+from selective_peft.container import CODES, Stored
 from selective_peft.errors import DeltaError
 from selective_peft.patching import already_applied, not_applied, not_the_base, not_undone
 from selective_peft.stored_names import IN_MEMORY, Naming, find_naming, is_numbered
@@ -34,39 +35,6 @@ class Plan:
     removed: frozenset[str]
 
 
-class Reader:
-    """Reads tensors of a checkpoint in pieces; the file of the last one stays open. Use it in a `with` statement."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._shard_of = {name: shard for shard in checkpoint.shards for name in shard.tensors}
-        self._open: tuple[Shard, Container] | None = None
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open is not None:
-            self._open[1].close()
-
-    def container(self, name: str) -> Container:
-        """The open file that a tensor is in.
-
-        Raises:
-            DeltaError: it has been replaced by another one.
-        """
-        shard = self._shard_of[name]
-        if self._open is None or self._open[0] is not shard:
-            self.__exit__()
-            self._open = (shard, Container(shard.path))
-            if self._open[1].header != shard.header:
-                raise DeltaError(f"{shard.path}: expected the file of a moment ago, it has been replaced meanwhile")
-        return self._open[1]
-
-    def pieces(self, name: str) -> Iterator[memoryview]:
-        """The bytes of a tensor."""
-        yield from self.container(name).chunks(name)
-
-
 @dataclass
 class Planner:
     """Finds the stored tensors of a delta's names.
@@ -90,6 +58,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self._where = str(self.checkpoint.folder)
+        self._digests: dict[str, str] = {}
         self.stored = self.checkpoint.tensors
         self._keys: dict[str, str] = {}  # stored names by those that transformers knows
         for key in self.stored:
@@ -120,10 +89,11 @@ class Planner:
                 self.edits[key] = name
         for name in missing:
             self._settle_missing(name, self.changes[name])
-        for name in list(self.edits.values()):
-            self.edits |= dict.fromkeys(self._copies(name, self.changes[name]), name)
-        removed = frozenset(key for key, name in self.edits.items() if self.undo and not self.changes[name].digest)
-        return Plan(self.naming, self.edits, self.added, removed)
+        for key, name in list(self.edits.items()):  # transformers unties those of which only one is changed
+            self.edits |= dict.fromkeys(self._tied(name, self.changes[name], key), name)
+        edits = {key: self.edits[key] for key in self.stored if key in self.edits}  # as they are read best
+        removed = frozenset(key for key, name in edits.items() if self.undo and not self.changes[name].digest)
+        return Plan(self.naming, edits, self.added, removed)
 
     def _find_naming(self) -> Naming:
         known = {name: self.stored[key] for name, key in self._keys.items()}
@@ -150,7 +120,7 @@ class Planner:
 
     def _settle_missing(self, name: str, change: Change) -> None:
         """A tensor under another name, because it is tied, or a new one."""
-        copies = self._copies(name, change)
+        copies = self._tied(name, change, None)
         if copies:
             self.edits |= dict.fromkeys(copies, name)
         elif self.undo or not change.is_whole or self._belongs_to_a_layer(name, change):
@@ -175,18 +145,25 @@ class Planner:
                 raise DeltaError(f"{self._where}: expected a tensor {name!r}, got the same one as {key!r}; {IN_MEMORY}")
 
     def _alike(self, change: Change) -> Iterator[str]:
+        """Stored tensors of the same shape and dtype that no change is for."""
         for key, stored in self.stored.items():
             if key not in self.edits and stored.shape == change.shape and stored.code == CODES[change.dtype]:
                 yield key
 
-    def _copies(self, name: str, change: Change) -> list[str]:
-        """Other stored tensors that are the same one, because the model ties them.
+    def _tied(self, name: str, change: Change, key: str | None) -> list[str]:
+        """Other stored tensors that are the same one, because the model ties them: embeddings and heads, in no layer.
 
-        transformers unties those of which only one is changed. Tied tensors are embeddings and heads, in no layer.
+        Args:
+            name, change: of the delta.
+            key: of the tensor itself; None if it is stored under other names only.
         """
         if is_numbered(name) or not self._ties():
             return []
-        return [key for key in self._alike(change) if not is_numbered(key) and self._holds(key, change)]
+        others = [other for other in self._alike(change) if not is_numbered(other)]
+        if key is None:
+            return [other for other in others if self._holds(other, change)]
+        same = [other for other in others if self._digest(other) == self._digest(key)]
+        return [] if same and self._is_constant(key) else same
 
     def _ties(self) -> bool:
         for config in (self.config, self.checkpoint.config):
@@ -202,8 +179,18 @@ class Planner:
             same, without = undone(self.reader.pieces(key), change)
             found = same and without == change.digest
         else:
-            found = bool(change.digest) and digest_of(self.reader.pieces(key)) == change.digest
-        return found and not is_constant(self.reader.pieces(key), change.dtype.itemsize)
+            found = bool(change.digest) and self._digest(key) == change.digest
+        return found and not self._is_constant(key)
+
+    def _digest(self, key: str) -> str:
+        if key not in self._digests:
+            self._digests[key] = digest_of(self.reader.pieces(key))
+        return self._digests[key]
+
+    def _is_constant(self, key: str) -> bool:
+        """Whether all its scalars are equal: such tensors are alike by chance."""
+        stored = self.stored[key]
+        return not stored.nbytes or is_constant(self.reader.pieces(key), stored.nbytes // math.prod(stored.shape))
 
 
 def check_contents(plan: Plan, changes: Changes, reader: Reader, undo: bool, meter: Meter) -> None:

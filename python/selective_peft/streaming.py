@@ -90,7 +90,7 @@ def undone(pieces: Iterable[memoryview], change: Change) -> tuple[bool, str]:
 
 
 def is_constant(pieces: Iterable[memoryview], size: int) -> bool:
-    """Whether all scalars of a tensor, of `size` bytes each, are equal: such tensors are alike by chance."""
+    """Whether all scalars of a tensor, of `size` bytes each, are equal."""
     first = b""
     for piece in pieces:
         first = first or bytes(piece[:size])
