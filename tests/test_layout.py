@@ -49,7 +49,7 @@ COMMAND_STANDARD = {
 COMMAND_STANDARD |= {"signal", "sys", "tempfile", "threading"}
 COMMAND = {
     "__main__": set(),
-    "bases": {"peft"},
+    "bases": {"peft", "safetensors"},
     "callback": {"transformers"},
     "catalogue": {"rich"},
     "cli": {"rich"},
@@ -68,7 +68,7 @@ COMMAND = {
     "plots": {"matplotlib", "numpy"},
     "profiling": {"rich"},
     "report": {"matplotlib", "numpy"},
-    "results": {"safetensors"},
+    "results": set(),
     "sizes": set(),
     "summary": {"rich", "transformers"},
     "tasks": {"transformers"},

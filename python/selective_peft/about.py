@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class About:
     """Where a delta comes from; all of it is JSON.
 
     Attributes:
-        base_model: name on the Hub or folder of the model it changes, "" if unknown.
+        base_model: name of the model it changes: on the Hub, or of its folder; "" if unknown.
         base_revision: commit or branch of it, "" if unknown.
         method: "id3" and so on; "diff" for a comparison of two models, "compose" for several deltas.
         hyperparameters: how it was trained.
@@ -83,12 +84,26 @@ def plain(value: Any) -> Any:
 
 
 def describe_model(model: nn.Module, base_model: str | None, base_revision: str | None) -> dict[str, Any]:
-    """`base_model`, `base_revision` and `model_config` of a model; what is not given comes from its `config`."""
+    """`base_model`, `base_revision` and `model_config` of a model; what is not given comes from its `config`.
+
+    A model that was loaded from a folder is called as that folder is, see `public_name`; a name that is given is kept.
+    """
     config = getattr(model, "config", None)
     as_json = getattr(config, "to_json_string", None)
     described = json.loads(as_json()) if as_json is not None else None
-    if described is not None and not hasattr(model, "peft_config"):  # else this class is PEFT's
-        described["architectures"] = [type(model).__name__]
-    name = getattr(config, "_name_or_path", "") if base_model is None else base_model
+    if described is not None:
+        described.pop("_name_or_path", None)
+        if not hasattr(model, "peft_config"):  # else this class is PEFT's
+            described["architectures"] = [type(model).__name__]
+    name = public_name(getattr(config, "_name_or_path", "") or "") if base_model is None else base_model
     revision = getattr(config, "_commit_hash", "") if base_revision is None else base_revision
-    return {"base_model": name or "", "base_revision": revision or "", "model_config": described}
+    return {"base_model": name, "base_revision": revision or "", "model_config": described}
+
+
+def public_name(model: str) -> str:
+    """What a model is called in files that people publish: a name on the Hub as it is, of a folder only its own name.
+
+    Where a folder lies on somebody's disk helps nobody else, and says things about them.
+    """
+    folder = Path(model)
+    return folder.resolve().name if model and (folder.is_absolute() or folder.is_dir()) else model

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 
-from selective_peft import results
+from selective_peft.about import public_name
 from selective_peft.adapters import add_adapters
+from selective_peft.atomic import replacing
 from selective_peft.errors import InputError, first_line
 from selective_peft.loading import Loaded
 from selective_peft.options import BASE_OPTIONS, settle
 
 Write = Callable[[Path], None]
+FORMAT, VERSION = "selective-peft adapter", "1"
 WRAPPED = ".modules_to_save."  # in the names that PEFT gives to what it trains whole
 PEFT_HEADS = {"classifier", "score"}  # which PEFT trains whole by itself
 
@@ -105,8 +108,14 @@ def _bottleneck(loaded: Loaded, options: argparse.Namespace, _: str) -> Loaded:
 def _bottleneck_files(loaded: Loaded, options: argparse.Namespace) -> dict[str, Write]:
     params = dict(loaded.model.named_parameters())
     values = {name: params[name].detach().cpu() for name in sorted(loaded.added | loaded.head)}
-    about = {"base_model": str(options.model), "placement": options.base, "size": str(options.adapter_size)}
-    return {"adapter.safetensors": lambda path: results.write_values(path, values, about)}
+    about = {"base_model": public_name(options.model), "placement": options.base, "size": str(options.adapter_size)}
+    about |= {"format": FORMAT, "version": VERSION}
+
+    def write(path: Path) -> None:
+        with replacing(path) as file:
+            file.write(save(values, about))
+
+    return {"adapter.safetensors": write}
 
 
 BASES = {

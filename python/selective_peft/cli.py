@@ -25,9 +25,9 @@ example:
     --text-column text --label-column category --budget 0.5% --output reviews-tuned
 
 The new head of the model is trained whole; the budget is spent on the rest. The
-output folder gets metrics.json, pictures and selected.safetensors, which holds
-<parameter>.indices, <parameter>.values and the head; and an adapter, if --base is
-one. It appears when training is done, or not at all."""
+output folder gets metrics.json, pictures and delta/, which makes the tuned model of
+its base and can be undone (`selective-peft merge`, `inspect`); and an adapter, if
+--base is one. It appears when training is done, or not at all."""
 PROFILE = """\
 Runs a few steps on random tokens and says where their time and memory go, beside
 the machine's read bandwidth.

@@ -77,10 +77,10 @@ def whole_names(groups: list[dict[str, Any]]) -> frozenset[str]:
 
 
 def first_values(groups: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, torch.Tensor] | None:
-    """Copies of what is selected from, for a method that may change scalars and drop them again; else None."""
+    """Copies of what is trained, for a method that may change scalars and drop them again; else None."""
     if METHODS[options.method].strategy != "repeat":
         return None
-    return {name: param.detach().clone() for group in groups if group["selective"] for name, param in group["params"]}
+    return {name: param.detach().clone() for group in groups for name, param in group["params"]}
 
 
 def fish(loaded: Loaded, rows: Rows, collator: Collator, options: argparse.Namespace) -> dict[str, torch.Tensor]:

@@ -108,11 +108,13 @@ def _warn_of_statistics(model: nn.Module) -> None:
 
 
 def about_run(optimizer: Optimizer, model: nn.Module, base_model: str | None, base_revision: str | None) -> About:
-    """Base, method and hyper-parameters of a run."""
-    inner = _selective(optimizer)
+    """Base, method and hyper-parameters of a run that has made a step."""
+    inner = bare_optimizer(optimizer)
     described = inner._described()
     options = {name: value for name, value in inner.param_groups[0].items() if name in inner.defaults}
     options.pop("selective", None)
+    if "initial_lr" in inner.param_groups[0]:  # of a schedule, at whose end there is little left of it
+        options["lr"] = inner.param_groups[0]["initial_lr"]
     assert inner._selection is not None
     hyperparameters = plain({**described, **options, "steps": inner._selection.step, "selected": inner.num_selected})
     where = describe_model(unwrapped(model), base_model, base_revision)

@@ -1,22 +1,22 @@
-"""What a training run leaves on disk: metrics, the selected values, a picture."""
+"""What a training run leaves: metrics, a delta, and where its budget went."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selective_peft import SelectiveAdamW
-from selective_peft.naming import count_by_place, places
+from selective_peft import SelectiveAdamW, SparseDelta
+from selective_peft.changes import Change
+from selective_peft.errors import DeltaError, first_line
+from selective_peft.making_deltas import about_run, difference
+from selective_peft.naming import count_by_place, named_params, places
 
-FORMAT = "selective-peft values"
-VERSION = "1"
 PEFT_PREFIX = "base_model.model."  # before the names of a model inside a PEFT model
 
 
@@ -41,38 +41,45 @@ def selective(model: nn.Module, optimizer: SelectiveAdamW) -> Iterator[tuple[str
             yield name, param, optimizer.selected_indices(param)
 
 
-def selected_values(
-    model: nn.Module, optimizer: SelectiveAdamW, whole: frozenset[str], first: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """What training changed, as tensors to save.
+def trained_delta(
+    model: nn.Module,
+    optimizer: SelectiveAdamW,
+    whole: frozenset[str],
+    first: Mapping[str, Tensor] | None,
+    more: Mapping[str, Any],
+) -> SparseDelta:
+    """What training has changed so far.
 
     Args:
         model: the trained model.
         optimizer: which trained it.
         whole: names of the parameters outside the budget.
-        first: values before training, float32, by name, for a method that also changed scalars which are not selected
-            any more.
+        first: values before training, by name, of all that is trained, for a method that also changed scalars which
+            are not selected any more; else None.
+        more: what its hyper-parameters are to say besides those of the optimizer.
 
-    Returns:
-        For each selective parameter with selected scalars `<name>.indices` (int32, flat row-major, ascending) and
-        `<name>.values` (the new values, in the parameter's dtype); each of `whole` under its own name.
+    Raises:
+        RuntimeError: training made a scalar inf or NaN.
     """
-    params = dict(model.named_parameters())
-    tensors = {name: params[name].detach().cpu().clone() for name in sorted(whole)}
-    for name, param, indices in selective(model, optimizer):
-        flat = param.detach().reshape(-1)
-        if first is not None:  # bits, for which 0 and -0 are not the same
-            before = first[name].to(flat.device).reshape(-1)
-            indices = (flat.view(torch.int32) != before.view(torch.int32)).nonzero().reshape(-1).cpu()
-        if len(indices):
-            tensors[f"{name}.indices"] = indices.to(torch.int32)
-            tensors[f"{name}.values"] = flat[indices.to(flat.device)].cpu()
-    return tensors
+    try:
+        if first is None:
+            delta = SparseDelta.from_optimizer(optimizer, model)
+        else:
+            delta = SparseDelta(_changes_since(first, model, whole), about_run(optimizer, model, None, None))
+    except DeltaError as error:
+        raise RuntimeError(f"training ended with values that no delta holds: {first_line(error)}") from error
+    about = replace(delta.about, hyperparameters={**delta.about.hyperparameters, **more})
+    return SparseDelta(delta.changes, about)
 
 
-def write_values(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes a safetensors file with `about` as its metadata."""
-    save_file(dict(tensors), str(path), metadata={"format": FORMAT, "version": VERSION, **about})
+def _changes_since(first: Mapping[str, Tensor], model: nn.Module, whole: frozenset[str]) -> dict[str, Change]:
+    found: dict[str, Change] = {}
+    for name, param in named_params(model).items():
+        if name in whole:
+            found[name] = Change.whole(param.detach().cpu().clone(), first[name].cpu())
+        elif name in first and (change := difference(name, first[name], param, whole_above=1.0)) is not None:
+            found[name] = change
+    return found
 
 
 def where(model: nn.Module, optimizer: SelectiveAdamW) -> dict[str, dict[str, int]]:

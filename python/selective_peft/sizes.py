@@ -1,17 +1,14 @@
-"""One run, several sizes: the selected values whenever a share of the budget is spent."""
+"""One run, several sizes: a delta whenever a share of the budget is spent."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from selective_peft import SelectiveAdamW, results
+from selective_peft import SelectiveAdamW, SparseDelta
+from selective_peft.delta_file import FILE
 from selective_peft.output import Output
 
 
@@ -21,15 +18,15 @@ class Size:
 
     Attributes:
         share: of the budget.
-        file: name in the output folder.
+        folder: of the delta, in the output folder.
         step: completed steps.
         scalars: selected by then; with coarse schedules more than the share.
-        size: of the file, in bytes.
+        size: of the delta's file, in bytes.
         metrics: on the evaluation part, then.
     """
 
     share: float
-    file: str
+    folder: str
     step: int
     scalars: int
     size: int
@@ -38,19 +35,18 @@ class Size:
 
 @dataclass
 class Sizes:
-    """Called after each step; writes the values in the first step after which a share of the budget is spent.
+    """Called after each step; writes the delta in the first step after which a share of the budget is spent.
 
     Attributes:
         shares: those to come, ascending.
+        delta: what training has changed so far; its hyper-parameters are to say what is given, too.
         saved: those that were reached.
     """
 
     shares: list[float]
-    model: nn.Module
     optimizer: SelectiveAdamW
-    whole: frozenset[str]
+    delta: Callable[[Mapping[str, Any]], SparseDelta]
     output: Output
-    about: Mapping[str, str]
     saved: list[Size] = field(default_factory=list)
 
     def __call__(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
@@ -65,13 +61,11 @@ class Sizes:
         if not due:
             return
         self.shares = self.shares[len(due) :]
-        values = results.selected_values(self.model, self.optimizer, self.whole)
         found = evaluate()
         for share in due:
-            about = {**self.about, "share": str(share), "step": str(step), "selected": str(scalars)}
-            name = file_name(share)
-            path = self.output.write(name, partial(_write, values=values, about=about))
-            self.saved.append(Size(share, name, step, scalars, path.stat().st_size, found))
+            name = folder_name(share)
+            path = self.output.write(name, self.delta({"share": share}).save)
+            self.saved.append(Size(share, name, step, scalars, (path / FILE).stat().st_size, found))
 
     def missed(self) -> list[str]:
         """A sentence for each share that no step reached."""
@@ -83,18 +77,14 @@ class Sizes:
         ]
 
 
-def _write(path: Path, values: Mapping[str, Any], about: Mapping[str, str]) -> None:
-    results.write_values(path, values, about)
-
-
 def needed(share: float, budget: int) -> int:
     """Scalars at which the share of the budget is spent; float noise does not ask for one more."""
     return math.ceil(round(share * budget, 6))
 
 
-def file_name(share: float) -> str:
-    """selected-0.10.safetensors; with more digits if the share has more."""
-    return f"selected-{short(share)}.safetensors"
+def folder_name(share: float) -> str:
+    """delta-0.10; with more digits if the share has more."""
+    return f"delta-{short(share)}"
 
 
 def short(share: float) -> str:

@@ -6,7 +6,9 @@ import argparse
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import torch
 from rich.console import Console
 
 from selective_kernels import dispatch
-from selective_peft import SelectiveAdamW, data, fitting, loading, making, results, summary
+from selective_peft import SelectiveAdamW, SparseDelta, data, fitting, loading, making, results, summary
 from selective_peft.bases import BASES, settle_base
 from selective_peft.encoding import Rows
 from selective_peft.errors import InputError
 from selective_peft.files import Columns
+from selective_peft.options import BASE_OPTIONS
 from selective_peft.output import Output, check_output
 from selective_peft.sizes import Sizes
 from selective_peft.tasks import TASKS, Task
@@ -94,7 +97,7 @@ def announce(console: Console, options: argparse.Namespace, parts: Parts, model:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training needs; for `whole` and `first` see `results.selected_values`."""
+    """Everything that training needs; for `whole` and `first` see `results.trained_delta`."""
 
     task: Task
     parts: Parts
@@ -106,6 +109,12 @@ class Prepared:
     whole: frozenset[str]
     first: dict[str, torch.Tensor] | None
     leaked: int
+
+    def delta(self, options: argparse.Namespace, more: Mapping[str, Any]) -> SparseDelta:
+        """What training has changed so far; `more` and what the model is made with join its hyper-parameters."""
+        given = {name: getattr(options, name) for name in ("task", "base", *BASE_OPTIONS, "seed")}
+        made_with = {name: value for name, value in given.items() if value is not None}
+        return results.trained_delta(self.loaded.model, self.optimizer, self.whole, self.first, {**made_with, **more})
 
 
 def prepare(options: argparse.Namespace, console: Console) -> Prepared:
@@ -152,7 +161,6 @@ def run(options: argparse.Namespace, console: Console) -> None:
     loading.quiet()
     made = prepare(options, console)
     model, optimizer, measure = made.loaded.model, made.optimizer, made.task.measure(made.parts.classes)
-    about = {"base_model": str(options.model), "task": options.task, "method": options.method, "base": options.base}
     recipe = fitting.Recipe(
         made.steps,
         options.batch_size,
@@ -164,7 +172,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         options.evaluations,
     )
     with Output(options.output) as output:
-        sizes = Sizes(options.save_at or [], model, optimizer, made.whole, output, about)
+        sizes = Sizes(options.save_at or [], optimizer, partial(made.delta, options), output)
         collator = made.task.collator(made.loaded)
         trained = fitting.train(model, optimizer, recipe, made.rows, made.held_out, collator, measure, sizes)
         labels = ([row["labels"] for row in rows] for rows in (made.rows, made.held_out))
@@ -178,11 +186,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "evaluation_rows_seen_in_training": made.leaked,
             "steps": made.steps,
         }
-        values = results.selected_values(model, optimizer, made.whole, made.first)
-        about["selected"] = str(optimizer.num_selected)
         files = {
             "metrics.json": lambda path: results.write_json(path, report),
-            "selected.safetensors": lambda path: results.write_values(path, values, about),
+            "delta": made.delta(options, {}).save,
             "report.png": summary.picture(options, report, measure),
             **summary.analyses(options, optimizer),
             **BASES[options.base].files(made.loaded, options),
@@ -193,5 +199,5 @@ def run(options: argparse.Namespace, console: Console) -> None:
     console.print(summary.table(report, measure))
     for line in [*summary.unspent(optimizer), *sizes.missed()]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
-    written = ", ".join([*(size.file for size in sizes.saved), *files])
+    written = ", ".join([*(size.folder for size in sizes.saved), *files])
     console.print(f"written: {os.path.relpath(options.output)}/ ({written})", highlight=False)

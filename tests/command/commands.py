@@ -3,7 +3,7 @@
 import json
 
 import torch
-from safetensors.torch import load_file
+from selective_peft import SparseDelta
 from selective_peft.cli import main
 
 FAST = {"--steps": 6, "--batch-size": 8, "--evaluations": 1, "--lr": 0.01, "--budget": 300}
@@ -21,14 +21,20 @@ def report_of(output):
     return json.loads((output / "metrics.json").read_text())
 
 
-@torch.no_grad()
-def put_in(model, file):
-    """As docs/quickstart.md does it; every value must find its place."""
-    values = load_file(file)
-    for name, param in model.named_parameters():
-        if name in values:
-            param.copy_(values.pop(name))
-        elif f"{name}.indices" in values:
-            param.view(-1)[values.pop(f"{name}.indices").long()] = values.pop(f"{name}.values")
-    assert not values
+def put_in(model, folder):
+    """The trained model of its base; every value finds its place, or this fails."""
+    SparseDelta.load(folder).apply_(model)
     return model.eval()
+
+
+def changed(folder):
+    """Tensors of a delta: name -> offsets of what is changed one by one; and the names of those replaced whole."""
+    changes = SparseDelta.load(folder).changes
+    sparse = {name: each.indices.tolist() for name, each in changes.items() if not each.is_whole}
+    return sparse, {name for name, each in changes.items() if each.is_whole}
+
+
+def same(first, second):
+    """Whether two deltas change the same to the same."""
+    a, b = (SparseDelta.load(folder).changes for folder in (first, second))
+    return changed(first) == changed(second) and all(torch.equal(a[name].values, b[name].values) for name in a)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import put_in, report_of, train
+from commands import changed, put_in, report_of, train
 from peft import PeftModel
 from reviewfiles import write_csv, write_jsonl
 from safetensors import safe_open
@@ -77,8 +77,9 @@ def test_lora(method, tiny_model, review_file, tmp_path, trained):
     batch = sample(loaded)
     assert torch.equal(logits(again, batch), logits(loaded.model, batch))
     assert not torch.equal(logits(again, batch), logits(fresh(tiny_model).model, batch))
-    saved = load_file(output / "selected.safetensors")
-    assert all(".lora_" in name or ".modules_to_save." in name for name in saved)
+    sparse, whole = changed(output / "delta")
+    assert all(".lora_" in name for name in sparse)
+    assert all(".modules_to_save." in name or method == "full" for name in whole)
 
 
 def test_a_share_is_of_the_adapter(tiny_model, review_file, tmp_path):
@@ -150,10 +151,11 @@ def test_bottlenecks(base, count, tiny_model, review_file, tmp_path, trained):
     assert torch.equal(logits(again, batch), logits(loaded.model, batch))
     with safe_open(output / "adapter.safetensors", "pt") as file:
         about = file.metadata()
-    assert (about["placement"], about["size"], about["base_model"]) == (base, "4", str(tiny_model))
+    told = {"format": "selective-peft adapter", "version": "1", "placement": base, "size": "4"}
+    assert about == {**told, "base_model": tiny_model.name}
     start = fresh(tiny_model).model
     add_adapters(start, base, 4, seed=0)
-    put_in(start, output / "selected.safetensors")
+    put_in(start, output / "delta")
     assert torch.equal(logits(start, batch), logits(loaded.model, batch))
 
 

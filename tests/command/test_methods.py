@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from commands import put_in, report_of, train
-from safetensors import safe_open
-from safetensors.torch import load_file
-from selective_peft import loading, making, methods, results
+from commands import changed, put_in, report_of, train
+from selective_peft import SelectiveAdamW, SparseDelta, loading, making, methods, results
 from selective_peft.cli import main
 from selective_peft.options import D3_METHODS, GROWING
 
@@ -42,35 +40,40 @@ def test_every_method(method, tiny_model, review_file, tmp_path, monkeypatch):
     assert report["method"] == method
     assert report["score"] == ({"exp": 2.0, "eps": 1.0} if method in D3_METHODS else None)
     model = trained[0].model
-    again = put_in(base(tiny_model).model, output / "selected.safetensors")
+    again = put_in(base(tiny_model).model, output / "delta")
     for (name, param), other in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(param.cpu(), other), name
     before = dict(base(tiny_model).model.named_parameters())
     body = {name: param for name, param in model.named_parameters() if name not in HEAD}
-    changed = {name: int((param != before[name]).sum()) for name, param in body.items()}
-    saved = load_file(output / "selected.safetensors")
-    assert set(saved) >= HEAD
+    differing = {name: int((param != before[name]).sum()) for name, param in body.items()}
+    sparse, whole = changed(output / "delta")
+    assert whole >= HEAD
     if method == "full":
-        assert sum(changed.values()) > 0.5 * sum(param.numel() for param in body.values())
+        assert sum(differing.values()) > 0.5 * sum(param.numel() for param in body.values())
+        assert not sparse
     elif method == "bitfit":
-        assert {name for name, count in changed.items() if count} <= {name for name in body if "bias" in name}
+        assert {name for name, count in differing.items() if count} <= {name for name in body if "bias" in name}
         assert report["selected"] == sum(p.numel() for name, p in body.items() if name.endswith("bias"))
     elif method == "d3-repeat":
-        assert BUDGET <= sum(changed.values()) <= 6 * BUDGET
+        assert BUDGET <= sum(differing.values()) <= 6 * BUDGET
+        assert sum(map(len, sparse.values())) == sum(differing.values())
+        assert whole == HEAD
     else:
         assert report["selected"] == BUDGET
         assert sum(report["selected_per_step"]) == BUDGET
-        assert sum(len(value) for name, value in saved.items() if name.endswith(".indices")) == BUDGET
-        assert 0 < sum(changed.values()) <= BUDGET
+        assert sum(map(len, sparse.values())) == BUDGET
+        assert 0 < sum(differing.values()) <= BUDGET
     if method in GROWING:
         assert report["selected_per_step"] == [BUDGET // 6] * 6
-    with safe_open(output / "selected.safetensors", "pt") as file:
-        assert file.metadata()["method"] == method
+    about = SparseDelta.load(output / "delta").about
+    assert about.method == method
+    assert about.base_model == tiny_model.name
+    told = {"task": "classification", "base": "full", "seed": 0, "lr": 0.01, "steps": 5 if method == "diff" else 6}
+    assert told.items() <= about.hyperparameters.items()
 
 
 def selected_by(output):
-    saved = load_file(output / "selected.safetensors")
-    return {(name, int(i)) for name, found in saved.items() if name.endswith(".indices") for i in found}
+    return {(name, i) for name, found in changed(output / "delta")[0].items() for i in found}
 
 
 def test_random_follows_the_seed(tiny_model, review_file, tmp_path):
@@ -103,7 +106,7 @@ def test_fish_scores_are_of_the_training_rows(kind, tiny_model, review_file, tmp
         if name not in HEAD
         for i, value in enumerate(score.flatten().tolist())
     ]
-    best = {(f"{name}.indices", i) for _, name, i in sorted(body, key=lambda entry: -entry[0])[:BUDGET]}
+    best = {(name, i) for _, name, i in sorted(body, key=lambda entry: -entry[0])[:BUDGET]}
     assert selected_by(output) == best
     assert report_of(output)["options"]["fish_samples"] == 24
 
@@ -112,23 +115,22 @@ def test_diff_from_a_tuned_model(tiny_model, review_file, tmp_path, monkeypatch)
     """Just the scalars that differ most from the tuned model are trained."""
     model = base(tiny_model).model
     generator = torch.Generator().manual_seed(0)
-    changed = {}
+    altered = {}
     with torch.no_grad():
         for name, param in model.named_parameters():
             if name not in HEAD:
                 mask = torch.rand(param.shape, generator=generator) < 0.02
                 param[mask] += 1.0
-                changed[name] = mask
+                altered[name] = mask
     tuned = tmp_path / "tuned"
     model.save_pretrained(tuned)
     base(tiny_model).tokenizer.save_pretrained(tuned)
-    count = sum(int(mask.sum()) for mask in changed.values())
+    count = sum(int(mask.sum()) for mask in altered.values())
     output = tmp_path / "out"
     assert train(tiny_model, review_file, output, method="diff", budget=count, diff_tuned=str(tuned)) == 0
-    saved = load_file(output / "selected.safetensors")
-    for name, mask in changed.items():
-        found = saved.get(f"{name}.indices", torch.zeros(0))
-        assert found.tolist() == mask.reshape(-1).nonzero().reshape(-1).tolist(), name
+    sparse, _ = changed(output / "delta")
+    for name, mask in altered.items():
+        assert sparse.get(name, []) == mask.reshape(-1).nonzero().reshape(-1).tolist(), name
     assert report_of(output)["options"]["diff_tuned"] == str(tuned)
 
 
@@ -159,12 +161,12 @@ def test_diff_warms_up_for_a_tenth_of_the_steps(tiny_model, review_file, tmp_pat
 def test_scope_by_tensor(tiny_model, review_file, tmp_path):
     """Each tensor has a part of the budget in proportion to its size."""
     assert train(tiny_model, review_file, tmp_path / "out", scope="tensor", budget=0.1) == 0
-    saved = load_file(tmp_path / "out" / "selected.safetensors")
+    sparse, _ = changed(tmp_path / "out" / "delta")
     params = {name: p for name, p in base(tiny_model).model.named_parameters() if name not in HEAD}
     for name, param in params.items():
         if param.grad is None and "embeddings" in name:
             continue  # words that no text has are not selectable
-        assert abs(len(saved.get(f"{name}.indices", ())) - 0.1 * param.numel()) <= 1, name
+        assert abs(len(sparse.get(name, ())) - 0.1 * param.numel()) <= 1, name
 
 
 def test_patterns(tiny_model, review_file, tmp_path):
@@ -173,11 +175,11 @@ def test_patterns(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, output, *more) == 1 * 2  # one of them is in both: which is meant?
     more[1] = "encoder.layer.1.output.LayerNorm.bias"
     assert train(tiny_model, review_file, output, *more) == 0
-    saved, report = load_file(output / "selected.safetensors"), report_of(output)
+    (sparse, replaced), report = changed(output / "delta"), report_of(output)
     whole = HEAD | {"bert.encoder.layer.1.output.LayerNorm.bias"}
     assert set(report["whole_parameters"]) == whole
-    assert whole <= set(saved)
-    assert not [name for name in saved if "embeddings" in name or "pooler" in name]
+    assert whole == replaced
+    assert not [name for name in sparse if "embeddings" in name or "pooler" in name]
     assert report["trained_whole"] == 66 + 32
     assert report["selected"] == BUDGET
 
@@ -232,21 +234,37 @@ def test_the_list_of_methods(capsys, monkeypatch):
 
 
 def test_full_needs_no_list_of_offsets(tiny_model, review_file, tmp_path):
-    """Whole tensors under their own names."""
+    """Whole tensors."""
     assert train(tiny_model, review_file, tmp_path / "out", method="full", budget=None) == 0
-    saved = load_file(tmp_path / "out" / "selected.safetensors")
-    assert set(saved) == {name for name, _ in base(tiny_model).model.named_parameters()}
+    assert changed(tmp_path / "out" / "delta") == ({}, {name for name, _ in base(tiny_model).model.named_parameters()})
 
 
 def test_changed_bits_are_found():
     """-0 is another value than 0, and what is not selected any more may have changed."""
-    from selective_peft import SelectiveAdamW
-
-    layer = torch.nn.Linear(3, 2, bias=False)
-    first = {"weight": torch.zeros(2, 3)}
+    layer = torch.nn.Linear(3, 2)
+    first = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+    groups = [{"params": [("weight", layer.weight)]}, {"params": [("bias", layer.bias)], "selective": False}]
+    optimizer = SelectiveAdamW(groups, budget=1, total_steps=1, method="d3-repeat")
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0, -0.0, 1.0], [0.0, 0.0, 0.0]]))
-    optimizer = SelectiveAdamW(layer.named_parameters(), budget=1, total_steps=1)
-    saved = results.selected_values(layer, optimizer, frozenset(), first)
-    assert saved["weight.indices"].tolist() == [1, 2]
-    assert saved["weight.values"].tolist() == [-0.0, 1.0]
+        layer.bias.copy_(torch.tensor([0.0, 2.0]))
+    delta = results.trained_delta(layer, optimizer, frozenset({"bias"}), first, {"task": "none"})
+    assert delta.changes["weight"].indices.tolist() == [1, 2]
+    assert [str(value) for value in delta.changes["weight"].values.tolist()] == ["-0.0", "1.0"]
+    assert delta.changes["weight"].originals.tolist() == [0.0, 0.0]
+    assert delta.changes["bias"].is_whole  # whatever the base has there: it may be a head that is drawn anew
+    assert (delta.about.method, delta.about.hyperparameters["task"]) == ("d3-repeat", "none")
+
+
+def test_values_that_no_delta_holds():
+    layer = torch.nn.Linear(3, 2)
+    optimizer = SelectiveAdamW(layer.named_parameters(), budget=2, total_steps=1)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        layer.weight.fill_(torch.inf)
+        layer.bias.fill_(torch.inf)
+    with pytest.raises(RuntimeError, match=r"training ended with values that no delta holds: .*inf or NaN"):
+        results.trained_delta(layer, optimizer, frozenset(), None, {})

@@ -40,4 +40,4 @@ def test_a_family_through_the_command(family, tmp_path):
     assert report["selected"] == 150
     assert report["classes"] == classes
     assert math.isfinite(report["metrics"]["fine_tuned"]["loss"])
-    put_in(loading.load(str(folder), 0, classes, TASKS[task].kind).model, output / "selected.safetensors")
+    put_in(loading.load(str(folder), 0, classes, TASKS[task].kind).model, output / "delta")

@@ -4,16 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import put_in, report_of, train
-from safetensors import safe_open
-from safetensors.torch import load_file
-from selective_peft import loading, results, sizes
+from commands import changed, put_in, report_of, same, train
+from selective_peft import SparseDelta, loading, sizes
 from selective_peft.cli import main
 from selective_peft.options import shares
+from selective_peft.output import Output
 
 CLASSES = ["fresh", "rotten"]
 SHARES = "0.1,0.25,0.5,1.0"
-FILES = [f"selected-{share}.safetensors" for share in ("0.10", "0.25", "0.50", "1.00")]
+FOLDERS = [f"delta-{share}" for share in ("0.10", "0.25", "0.50", "1.00")]
 
 
 @pytest.fixture
@@ -49,39 +48,32 @@ def test_each_file_is_the_model_as_it_was(method, tiny_model, review_file, tmp_p
     output = tmp_path / "out"
     assert train(tiny_model, review_file, output, "--save-at", SHARES, steps=8, budget=200, method=method) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["analyses.png", "metrics.json", "report.png", "selected.safetensors", *FILES]
+        ["analyses.png", "delta", "metrics.json", "report.png", *FOLDERS]
     )
     saved = report_of(output)["saved"]
-    assert [entry["file"] for entry in saved] == FILES
+    assert [entry["folder"] for entry in saved] == FOLDERS
     assert [entry["step"] for entry in saved] == [1, 2, 4, 8]  # 25 scalars a step; 20, 50, 100, 200 are asked for
     assert [entry["scalars"] for entry in saved] == [25, 50, 100, 200]
     for entry in saved:
         model = loading.load(str(tiny_model), 0, CLASSES).model
         then.pop()  # of this load
-        put_in(model, output / entry["file"])
+        put_in(model, output / entry["folder"])
         for name, param in model.named_parameters():
             assert torch.equal(param, then[entry["step"]][name]), (entry["share"], name)
-        with safe_open(output / entry["file"], "pt") as file:
-            about = file.metadata()
-        assert (about["step"], about["selected"], about["method"]) == (
-            str(entry["step"]),
-            str(entry["scalars"]),
-            method,
-        )
-        assert float(about["share"]) == entry["share"]
-        assert entry["size"] == (output / entry["file"]).stat().st_size
+        about = SparseDelta.load(output / entry["folder"]).about
+        assert about.method == method
+        told = {"steps": entry["step"], "selected": entry["scalars"], "share": entry["share"]}
+        assert told.items() <= about.hyperparameters.items()
+        assert entry["size"] == (output / entry["folder"] / "selective_delta.safetensors").stat().st_size
     assert saved[-1]["metrics"] == report_of(output)["metrics"]["fine_tuned"]
-    whole, last = load_file(output / "selected.safetensors"), load_file(output / FILES[-1])
-    assert whole.keys() == last.keys()
-    assert all(torch.equal(whole[key], last[key]) for key in whole)
+    assert same(output / "delta", output / FOLDERS[-1])
 
 
 def test_saving_changes_nothing_else(tiny_model, review_file, tmp_path):
     """Evaluations draw no random numbers that dropout would have drawn."""
     for name, more in (("a", []), ("b", ["--save-at", SHARES])):
         assert train(tiny_model, review_file, tmp_path / name, *more, evaluations=3) == 0
-    first, second = (load_file(tmp_path / name / "selected.safetensors") for name in "ab")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert same(tmp_path / "a" / "delta", tmp_path / "b" / "delta")
     histories = [report_of(tmp_path / name)["history"] for name in "ab"]
     losses = [[(entry["step"], entry["loss"]) for entry in history if "loss" in entry] for history in histories]
     assert losses[0] == losses[1]
@@ -100,8 +92,7 @@ def test_several_shares_in_one_step(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, tmp_path / "out", "--save-at", "0.1,0.2,0.9", steps=2, budget=100) == 0
     saved = report_of(tmp_path / "out")["saved"]
     assert [(entry["step"], entry["scalars"]) for entry in saved] == [(1, 50), (1, 50), (2, 100)]
-    first, second = (load_file(tmp_path / "out" / entry["file"]) for entry in saved[:2])
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert same(*(tmp_path / "out" / entry["folder"] for entry in saved[:2]))
 
 
 def test_a_share_that_is_never_reached(tiny_model, review_file, tmp_path, capsys):
@@ -114,32 +105,33 @@ def test_a_share_that_is_never_reached(tiny_model, review_file, tmp_path, capsys
     printed = " ".join(capsys.readouterr().out.split())
     assert "not reached" in printed
     assert f"--save-at 1.0: not reached, {report['selected']:,} of " in printed
-    assert not (tmp_path / "out" / FILES[-1]).exists()
+    assert not (tmp_path / "out" / FOLDERS[-1]).exists()
 
 
 def test_a_failure_later_on_leaves_nothing(tiny_model, review_file, tmp_path, capsys, monkeypatch):
     """Sizes that were written before it are gone, too."""
     written = []
 
-    def writes(path, values, about):
-        if path.name == "selected.safetensors":
+    def saves(delta, path):
+        if path.name == "delta":
             raise OSError(28, "No space left on device")
         written.append(path)
-        write(path, values, about)
+        save(delta, path)
 
-    write = results.write_values
-    monkeypatch.setattr(results, "write_values", writes)
+    save = SparseDelta.save
+    monkeypatch.setattr(SparseDelta, "save", saves)
     assert train(tiny_model, review_file, tmp_path / "out", "--save-at", "0.5") == 1
-    assert [path.name for path in written] == [FILES[2]]
+    assert [path.name for path in written] == [FOLDERS[2]]
     assert "No space left" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_sizes_of_an_adapter(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, tmp_path / "out", "--save-at", "0.5,1", base="lora", budget=40, steps=4) == 0
-    names = set(load_file(tmp_path / "out" / FILES[2]))
-    assert names
-    assert all(".lora_" in name or ".modules_to_save." in name for name in names)
+    sparse, whole = changed(tmp_path / "out" / FOLDERS[2])
+    assert sparse
+    assert all(".lora_" in name for name in sparse)
+    assert all(".modules_to_save." in name for name in whole)
     assert [entry["scalars"] for entry in report_of(tmp_path / "out")["saved"]] == [20, 40]
 
 
@@ -150,8 +142,8 @@ def test_scalars_of_a_share(share, budget, scalars):
 
 
 @pytest.mark.parametrize(("share", "name"), [(0.1, "0.10"), (1.0, "1.00"), (0.125, "0.125"), (0.001, "0.001")])
-def test_names_of_files(share, name):
-    assert sizes.file_name(share) == f"selected-{name}.safetensors"
+def test_names_of_folders(share, name):
+    assert sizes.folder_name(share) == f"delta-{name}"
 
 
 @pytest.mark.parametrize("given", ["", "0", "0.5,0.1", "0.5,0.5", "1.1", "-0.1", "half", "0.1,,1", "nan", "10%"])
@@ -169,6 +161,6 @@ def test_shares():
 def test_nothing_is_due_before_the_first_step(tmp_path):
     """The budget of a share is known from the first step on."""
     optimizer = SimpleNamespace(num_selected=0, budget=None)
-    due = sizes.Sizes([0.5], None, optimizer, frozenset(), results.Output(tmp_path / "out"), {})
+    due = sizes.Sizes([0.5], optimizer, lambda _: pytest.fail("made"), Output(tmp_path / "out"))
     due(0, lambda: pytest.fail("evaluated"))
     assert due.saved == []

@@ -21,7 +21,7 @@ def models(tmp_path_factory):
 
 def rebuilt(folder, output, task, classes=None):
     loaded = loading.load(str(folder), 99, classes, tasks.TASKS[task].kind)
-    put_in(loaded.model, output / "selected.safetensors")
+    put_in(loaded.model, output / "delta")
     return loaded
 
 

@@ -11,11 +11,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from commands import changed, put_in, same
 from PIL import Image
 from reviewfiles import reviews, write_csv
-from safetensors import safe_open
-from safetensors.torch import load_file
-from selective_peft import data, files, loading, metrics
+from selective_peft import SparseDelta, data, files, loading, metrics
 from selective_peft.cli import main
 
 # A shell may start tests with SIGINT ignored, which their processes would inherit.
@@ -34,16 +33,9 @@ def train(tiny_model, file, output, *more):
 
 
 def rebuilt(model, saved, classes):
-    """A fresh copy of the base model with the saved values put in, as docs/quickstart.md does it."""
+    """A fresh copy of the base model, whose head is another one, with the delta put in."""
     loaded = loading.load(str(model), 99, classes)
-    values = load_file(saved)
-    with torch.no_grad():
-        for name, param in loaded.model.named_parameters():
-            if name in values:
-                param.copy_(values.pop(name))
-            elif f"{name}.indices" in values:
-                param.view(-1)[values.pop(f"{name}.indices").long()] = values.pop(f"{name}.values")
-    assert not values
+    put_in(loaded.model, saved)
     return loaded
 
 
@@ -57,7 +49,7 @@ def test_classification_files_hold_what_was_trained(tiny_model, review_file, tmp
     held_out = write_csv(tmp_path / "eval.csv", reviews(40, seed=1))
     output = tmp_path / "out"
     assert train(tiny_model, review_file, output, "--eval-data", held_out, "--steps", STEPS) == 0
-    written = ["analyses.png", "metrics.json", "report.png", "selected.safetensors"]
+    written = ["analyses.png", "delta", "metrics.json", "report.png"]
     assert sorted(path.name for path in output.iterdir()) == written
     report = json.loads((output / "metrics.json").read_text())
     examples, classes = data.read_examples(held_out, files.Columns("text", "label"))
@@ -65,16 +57,16 @@ def test_classification_files_hold_what_was_trained(tiny_model, review_file, tmp
     assert report["selected"] == 300 == sum(report["selected_per_step"])
     assert len(report["selected_per_step"]) == STEPS
     assert sum(sum(layers.values()) for layers in report["budget_by_module_and_layer"].values()) == 300
-    found = quality(rebuilt(tiny_model, output / "selected.safetensors", classes), examples, metrics.classification)
+    found = quality(rebuilt(tiny_model, output / "delta", classes), examples, metrics.classification)
     for name in metrics.CLASSIFICATION:
         assert found[name] == pytest.approx(report["metrics"]["fine_tuned"][name], abs=1e-6)
     assert report["metrics"]["constant_answer"]["accuracy"] == 0.5
     assert report["metrics"]["fine_tuned"]["accuracy"] > 0.8
     assert {"eval_accuracy", "loss"} <= {key for entry in report["history"] for key in entry}
     assert all(seconds > 0 for seconds in report["seconds_per_step"].values())
-    with safe_open(output / "selected.safetensors", "pt") as file:
-        assert file.metadata()["format"] == "selective-peft values"
-        assert sum(file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith(".indices")) == 300  # noqa: SIM118
+    sparse, whole = changed(output / "delta")
+    assert sum(map(len, sparse.values())) == 300
+    assert whole == {"classifier.weight", "classifier.bias"}
     with Image.open(output / "report.png") as picture:
         assert picture.size[0] > 800
         assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10
@@ -127,7 +119,7 @@ def test_regression(tiny_model, review_file, tmp_path):
     assert train(tiny_model, review_file, output, *more) == 0
     report = json.loads((output / "metrics.json").read_text())
     examples = data.read_regression(held_out, files.Columns("text", "stars"))
-    found = quality(rebuilt(tiny_model, output / "selected.safetensors", None), examples, metrics.regression)
+    found = quality(rebuilt(tiny_model, output / "delta", None), examples, metrics.regression)
     for name in metrics.REGRESSION:
         assert found[name] == pytest.approx(report["metrics"]["fine_tuned"][name], rel=1e-4, abs=1e-5)
     assert report["metrics"]["fine_tuned"]["spearman"] > 0.6
@@ -155,9 +147,9 @@ def test_the_command_is_a_module_too():
 def test_the_same_seed_gives_the_same_files(tiny_model, review_file, tmp_path):
     for name in ("a", "b"):
         assert train(tiny_model, review_file, tmp_path / name, "--precision", "bf16") == 0
-    first, second = (load_file(tmp_path / name / "selected.safetensors") for name in ("a", "b"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert same(tmp_path / "a" / "delta", tmp_path / "b" / "delta")
+    first, second = (tmp_path / name / "delta" / "selective_delta.safetensors" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_model_that_has_its_head_keeps_all_of_it_selective(tiny_model, review_file, tmp_path):
@@ -259,12 +251,10 @@ def test_a_group_on_both_sides_is_refused(tiny_model, review_file, tmp_path, cap
 
 
 def test_a_failure_while_writing_leaves_nothing(tiny_model, review_file, tmp_path, capsys, monkeypatch):
-    from selective_peft import results
-
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "write_values", full)
+    monkeypatch.setattr(SparseDelta, "save", full)
     assert train(tiny_model, review_file, tmp_path / "out") == 1
     assert "train failed: [Errno 28] No space left on device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
