@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,4 +107,4 @@ def public_name(model: str) -> str:
     Where a folder lies on somebody's disk helps nobody else, and says things about them.
     """
     folder = Path(model)
-    return folder.resolve().name if model and (folder.is_absolute() or folder.is_dir()) else model
+    return Path(os.path.abspath(folder)).name if model and (folder.is_absolute() or folder.is_dir()) else model

@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from selective_peft import delta_options
 from selective_peft import options as known
-from selective_peft.errors import InputError, first_line
+from selective_peft.errors import DeltaError, InputError, first_line
 
 FAILED, REFUSED = 1, 2
 EXTRA = "pip install 'selective-kernels[train]'"
@@ -40,6 +41,9 @@ MODULES = {
     "train": "selective_peft.training",
     "methods": "selective_peft.catalogue",
     "profile": "selective_peft.profiling",
+    "inspect": "selective_peft.inspecting",
+    **dict.fromkeys(("compose", "diff"), "selective_peft.delta_commands"),
+    **dict.fromkeys(("apply", "revert", "merge"), "selective_peft.checkpoint_commands"),
 }
 CODES = "exit codes: 0 done, 1 failed or interrupted while running, 2 something given cannot be used"
 
@@ -54,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "train": (TRAIN, known.train, "fine-tune a model on labelled texts"),
         "methods": (METHODS, lambda _: None, "what --method can be"),
         "profile": (PROFILE, known.profile, "where a step's time and memory go"),
+        **delta_options.COMMANDS,
     }
     for name, (description, fill, line) in kinds.items():
         fill(
@@ -77,11 +82,11 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(MODULES[options.command])
         from rich.console import Console
-    except ImportError as error:
-        return _say(f"{options.command} needs more packages ({first_line(error)}); {EXTRA}", REFUSED)
-    try:
+
         module.run(options, Console())
-    except InputError as error:
+    except ImportError as error:  # of what only some commands and options need
+        return _say(f"{options.command} needs more packages ({first_line(error)}); {EXTRA}", REFUSED)
+    except (InputError, DeltaError) as error:
         return _say(str(error), REFUSED)
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", FAILED)
@@ -91,5 +96,6 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"selective-peft: {message}", file=sys.stderr)
+    line = "".join(sign if sign.isprintable() else " " for sign in message)  # names in files may hold anything
+    print(f"selective-peft: {line}", file=sys.stderr)
     return code

@@ -107,6 +107,21 @@ def budget(text: str) -> int | float:
     return value
 
 
+def share_or_all(text: str) -> float:
+    """A share in [0, 1].
+
+    Raises:
+        argparse.ArgumentTypeError: none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text}")
+    return value
+
+
 def shares(text: str) -> list[float]:
     """Ascending shares in (0, 1], with commas between them: 0.1,0.25,0.5,1.0.
 

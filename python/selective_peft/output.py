@@ -60,13 +60,20 @@ class Output:
 
         The name may have folders before it, such as "a/b.json"; they are made.
         """
-        if self._staging is None:
-            where = self.folder if self._exists else self.folder.parent
-            self._staging = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=where))
-        path = self._staging / name
+        path = self._stage() / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
         return path
+
+    def fill(self, write: Callable[[Path], None]) -> None:
+        """Lets something write its files into the folder in which they lie until `publish`."""
+        write(self._stage())
+
+    def _stage(self) -> Path:
+        if self._staging is None:
+            where = self.folder if self._exists else self.folder.parent
+            self._staging = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=where))
+        return self._staging
 
     def publish(self) -> None:
         """Gives the folder its name, with all that was written, once all of it is on the disk."""

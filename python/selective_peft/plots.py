@@ -59,6 +59,7 @@ POINTS = 2000  # more are drawn as counts per cell
 LABELS = ("first run", "second run")
 WIDEST = 20.0  # inches
 DARK = "#555555"
+BUDGET = "Where the budget went (scalars)"
 
 Runs = Updates | Mapping[str, Updates]
 
@@ -232,14 +233,18 @@ def overview(path: Path | str, updates: Updates, *, title: str) -> None:
     save(path, figure)
 
 
-def draw_map(axes: Axes, where: Mapping[str, Mapping[str, int]]) -> None:
+def draw_map(axes: Axes, where: Mapping[str, Mapping[str, int]], title: str = BUDGET) -> None:
     """Draws the scalars of each module (row) in each layer (column); `where` is module -> layer -> scalars."""
     rows, layers, counts = budget_map(where)
+    if not counts.size:
+        axes.set_axis_off()
+        say(axes, "nothing")
+        return
     largest = max(int(counts.max()), 1)
     image = axes.imshow(
         counts, aspect="auto", cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=largest)
     )  # small ones show
-    style_rows(axes, rows, "Where the budget went (scalars)")
+    style_rows(axes, rows, title)
     axes.spines[:].set_visible(True)
     axes.set_xlabel("layer")
     every = math.ceil(len(layers) / 26)

@@ -21,8 +21,13 @@ PEFT_PREFIX = "base_model.model."  # before the names of a model inside a PEFT m
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON; numbers that JSON does not have become null."""
-    path.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes JSON, see `to_json`."""
+    path.write_text(to_json(content) + "\n", encoding="utf-8")
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Readable JSON; numbers that JSON does not have become null."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False)
 
 
 def _finite(value: Any) -> Any:
