@@ -24,7 +24,8 @@ class Change:
         shape, dtype: of the model's tensor; float32, bfloat16 or float16, fewer than 2^31 scalars.
         indices: int32, shape (n,), flat row-major positions, strictly ascending; None if the whole tensor is replaced.
         values: the new values, absolute, of this dtype, shape (n,), or `shape` for a whole one.
-        originals: the base's values at the same places; None if they were not kept, or if the base has no such tensor.
+        originals: the base's values at the same places; of a tensor that the base lacks, what stood there before it was
+            trained (a head as it was drawn); None if they were not kept.
         digest: of the base's whole tensor, see `rawbytes.digest`; "" if the base has no such tensor.
 
     Raises:
@@ -52,7 +53,7 @@ class Change:
                 raise DeltaError(f"{name}: expected {self.dtype} {list(expected)}, got {given}")
             if not bool(values.isfinite().all()):
                 raise DeltaError(f"{name}: expected finite values, got inf or NaN in {int((~values.isfinite()).sum())}")
-        if not HEX.fullmatch(self.digest) and not (self.is_new and self.originals is None):
+        if not HEX.fullmatch(self.digest) and not self.is_new:
             raise DeltaError(f"digest: expected {DIGEST} hexadecimal digits, got {self.digest!r}")
 
     def _checked_indices(self, indices: Tensor) -> Tensor:

@@ -17,6 +17,11 @@ from selective_peft.showing import clean
 from selective_peft.updates import Updates
 
 POSITIONS = (".indices", ".gaps")
+ORIGINALS = {  # "reverts" of `facts_of` -> words
+    "models and checkpoints": "kept: it can be undone",
+    "checkpoints": "kept but for new tensors: it can be undone in checkpoints",
+    "nothing": "not kept: it cannot be undone without the base",
+}
 
 
 def updates_of(delta: SparseDelta) -> Updates | None:
@@ -30,7 +35,9 @@ def facts_of(delta: SparseDelta, file: Path) -> dict[str, Any]:
 
     "encoding", "created_by", "file_bytes", "position_bytes" (of the file, for positions), "density" (scalars / of, 0
     without any), "modules" (module -> "layers", "scalars", "mean_update", most scalars first) and "whole_mean_update"
-    (name -> mean). Means are of |after - before|, and null if the originals were not kept.
+    (name -> mean). Means are of |after - before|, and null if the originals were not kept. "new" are names of whole
+    tensors that the base lacks. "reverts" says where it can be undone without the base: "models and checkpoints",
+    "checkpoints" (only new tensors lack originals: a checkpoint without them had none), or "nothing".
     """
     told = delta.summary()
     with Container(file) as container:
@@ -39,8 +46,12 @@ def facts_of(delta: SparseDelta, file: Path) -> dict[str, Any]:
     means = {} if updates is None else analysis.mean_update_by_module(updates)
     where = told["where"]
     order = sorted(where, key=lambda module: -sum(where[module].values()))
+    lacking = [change for change in delta.changes.values() if change.originals is None]
+    reverts = "checkpoints" if all(change.is_new for change in lacking) else "nothing"
     return {
         **told,
+        "new": [name for name, change in delta.changes.items() if change.is_new],
+        "reverts": reverts if lacking else "models and checkpoints",
         "encoding": metadata["encoding"],
         "created_by": metadata.get("created_by", ""),
         "file_bytes": file.stat().st_size,
@@ -79,9 +90,7 @@ def rows_of(found: Mapping[str, Any]) -> dict[str, str]:
         "whole tensors": f"{len(whole):,} ({sum(whole.values()):,} scalars)" if whole else "none",
         "size on disk": f"{found['file_bytes']:,} bytes",
         "positions": positions,
-        "originals": "kept: it can be undone"
-        if found["originals"]
-        else "not kept: it cannot be undone without the base",
+        "originals": ORIGINALS[found["reverts"]],
         "fingerprint": found["fingerprint"],
         "created by": found["created_by"],
     }

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """
     if len(options.deltas) > 2:
         raise InputError(f"DELTA: expected one or two, got {len(options.deltas)}")
-    if options.picture is not None and not options.picture.parent.is_dir():
+    if options.picture is not None and (not options.picture.parent.is_dir() or options.picture.is_dir()):
         raise InputError(f"--picture {options.picture}: expected a file in a folder that exists")
     files = [file_of(path, "DELTA") for path in options.deltas]
     deltas = [SparseDelta.load(file) for file in files]

@@ -50,6 +50,7 @@ def trained_delta(
     model: nn.Module,
     optimizer: SelectiveAdamW,
     whole: frozenset[str],
+    new: frozenset[str],
     first: Mapping[str, Tensor] | None,
     more: Mapping[str, Any],
 ) -> SparseDelta:
@@ -59,6 +60,7 @@ def trained_delta(
         model: the trained model.
         optimizer: which trained it.
         whole: names of the parameters outside the budget.
+        new: names of those among them that the base's checkpoint lacks.
         first: values before training, by name, of all that is trained, for a method that also changed scalars which
             are not selected any more; else None.
         more: what its hyper-parameters are to say besides those of the optimizer.
@@ -73,8 +75,9 @@ def trained_delta(
             delta = SparseDelta(_changes_since(first, model, whole), about_run(optimizer, model, None, None))
     except DeltaError as error:
         raise RuntimeError(f"training ended with values that no delta holds: {first_line(error)}") from error
+    changes = {name: replace(each, digest="") if name in new else each for name, each in delta.changes.items()}
     about = replace(delta.about, hyperparameters={**delta.about.hyperparameters, **more})
-    return SparseDelta(delta.changes, about)
+    return SparseDelta(changes, about)
 
 
 def _changes_since(first: Mapping[str, Tensor], model: nn.Module, whole: frozenset[str]) -> dict[str, Change]:

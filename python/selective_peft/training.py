@@ -114,7 +114,10 @@ class Prepared:
         """What training has changed so far; `more` and what the model is made with join its hyper-parameters."""
         given = {name: getattr(options, name) for name in ("task", "base", *BASE_OPTIONS, "seed")}
         made_with = {name: value for name, value in given.items() if value is not None}
-        return results.trained_delta(self.loaded.model, self.optimizer, self.whole, self.first, {**made_with, **more})
+        new = self.loaded.new if options.base == "full" else frozenset()  # else they may be in the checkpoint
+        return results.trained_delta(
+            self.loaded.model, self.optimizer, self.whole, new, self.first, {**made_with, **more}
+        )
 
 
 def prepare(options: argparse.Namespace, console: Console) -> Prepared:

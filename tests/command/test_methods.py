@@ -250,7 +250,7 @@ def test_changed_bits_are_found():
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0, -0.0, 1.0], [0.0, 0.0, 0.0]]))
         layer.bias.copy_(torch.tensor([0.0, 2.0]))
-    delta = results.trained_delta(layer, optimizer, frozenset({"bias"}), first, {"task": "none"})
+    delta = results.trained_delta(layer, optimizer, frozenset({"bias"}), frozenset(), first, {"task": "none"})
     assert delta.changes["weight"].indices.tolist() == [1, 2]
     assert [str(value) for value in delta.changes["weight"].values.tolist()] == ["-0.0", "1.0"]
     assert delta.changes["weight"].originals.tolist() == [0.0, 0.0]
@@ -267,4 +267,4 @@ def test_values_that_no_delta_holds():
         layer.weight.fill_(torch.inf)
         layer.bias.fill_(torch.inf)
     with pytest.raises(RuntimeError, match=r"training ended with values that no delta holds: .*inf or NaN"):
-        results.trained_delta(layer, optimizer, frozenset(), None, {})
+        results.trained_delta(layer, optimizer, frozenset(), frozenset(), None, {})
