@@ -15,7 +15,7 @@ from selective_peft.delta import SparseDelta
 from selective_peft.figures import PREFIX, selection_figures
 from selective_peft.making_deltas import bare_optimizer
 from selective_peft.optimizer import SelectiveOptimizer
-from selective_peft.sizes import needed, short
+from selective_peft.sizes import folder_name, needed, short
 
 DELTA = "delta"
 
@@ -175,7 +175,7 @@ class SelectiveCallback(TrainerCallback):
 
 def folder_of(args: TrainingArguments, share: float) -> Path:
     """Where the delta goes when a share of the budget is spent: delta-0.10, with more digits if the share has more."""
-    return Path(str(args.output_dir)) / f"{DELTA}-{short(share)}"
+    return Path(str(args.output_dir)) / folder_name(share)
 
 
 def _listed(shares: Iterable[float]) -> str:

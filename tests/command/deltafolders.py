@@ -71,7 +71,7 @@ def refused(capsys, words, *given):
     code, out, error = ran(capsys, *given)
     assert (code, out) == (2, ""), error
     assert error.startswith("selective-peft: ")
-    assert words in error
+    assert words in error, error
     assert error.count("\n") == 1
 
 
