@@ -22,16 +22,18 @@ for value, step in ((1.0, 5), (2.0, 3)):
     tuned["a"][::step] = value
     tuned["b"][::7] = value
     deltas.append(SparseDelta.from_models(base, tuned))
+began = time.perf_counter()
 for delta in deltas:  # so that the first tries do not find an empty folder
     delta.save(folder)
+both = time.perf_counter() - began
 marks = {(delta.changes["a"].scalars, float(delta.changes["b"].values[0])) for delta in deltas}
 rng, seen = random.Random(0), set()
 for number in range(tries):
     child = os.fork()
     if child == 0:
         for turn in range(10**9):
-            deltas[turn % 2].save(folder)
-    time.sleep(rng.uniform(0.0, 0.03))
+            deltas[(number + turn) % 2].save(folder)
+    time.sleep(rng.uniform(0.0, 1.5 * both))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     found = SparseDelta.load(folder)
