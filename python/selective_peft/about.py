@@ -96,6 +96,8 @@ def describe_model(model: nn.Module, base_model: str | None, base_revision: str 
         described.pop("_name_or_path", None)
         if not hasattr(model, "peft_config"):  # else this class is PEFT's
             described["architectures"] = [type(model).__name__]
+            param = next(model.parameters(), None)  # both as save_pretrained has them, whether it was called or not
+            described["dtype"] = None if param is None else str(param.dtype).removeprefix("torch.")
     name = public_name(getattr(config, "_name_or_path", "") or "") if base_model is None else base_model
     revision = getattr(config, "_commit_hash", "") if base_revision is None else base_revision
     return {"base_model": name, "base_revision": revision or "", "model_config": described}
