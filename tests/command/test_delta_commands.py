@@ -175,6 +175,21 @@ def test_compose(on_conflict, tiny_model, tmp_path, capsys):
     assert f"{conflicts}; the {on_conflict} one decided" in printed
 
 
+def test_conflicts_of_three(tmp_path, capsys):
+    """Each is counted against what the ones before it gave: with "last" the third agrees with the second."""
+    base = {"weight": torch.zeros(4)}
+    folders = []
+    for name, values in (("a", [1.0, 0.0]), ("b", [2.0, 3.0]), ("c", [2.0, 4.0])):
+        folders.append(
+            write_delta(tmp_path / name, base, {"weight": torch.tensor([*values, 0.0, 0.0])}, originals=True)
+        )
+    for on_conflict, count, values in (("last", 2, [2.0, 4.0]), ("first", 3, [1.0, 3.0])):
+        out = tmp_path / on_conflict
+        found = json_of(capsys, "compose", *folders, "--out", out, "--on-conflict", on_conflict)
+        assert found["conflicts"] == count
+        assert SparseDelta.load(out).changes["weight"].values.tolist() == values
+
+
 def test_one_delta_in_another_form(delta, tmp_path, capsys):
     found = json_of(capsys, "compose", delta, "--out", tmp_path / "out", "--compact", "--no-originals")
     first, second = SparseDelta.load(delta), SparseDelta.load(tmp_path / "out")

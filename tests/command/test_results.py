@@ -3,6 +3,7 @@
 import pytest
 import torch
 from selective_peft import SelectiveAdamW, results
+from selective_peft.about import describe_model, public_name
 from selective_peft.output import Output
 
 
@@ -97,3 +98,30 @@ def test_where_all_is_trained():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     optimizer = stepped(model, [{"params": list(model.named_parameters()), "selective": False}], method="full")
     assert sum(results.where(model, optimizer)["0"].values()) == 8
+
+
+def test_what_a_base_is_called(tmp_path, monkeypatch):
+    """A name on the Hub as it is; a folder's own name, not where it lies; what is given is kept."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "org/model": "org/model",
+        "": "",
+        "mine": "mine",
+        "./mine": "mine",
+        "mine/../link": "link",
+        str(tmp_path / "mine"): "mine",
+        str(tmp_path / "link") + "/": "link",
+        "/not/there": "there",
+        ".": tmp_path.name,
+    }
+    assert {name: public_name(name) for name in names} == names
+    model = torch.nn.Linear(2, 2)
+    model.config = type("Config", (), {"_name_or_path": str(tmp_path / "mine"), "_commit_hash": None})()
+    assert describe_model(model, None, None) == {"base_model": "mine", "base_revision": "", "model_config": None}
+    assert describe_model(model, "mine/x", "abc")["base_model"] == "mine/x"
+    model.config._name_or_path = "org/model"
+    model.config._commit_hash = "abc"
+    told = describe_model(model, None, None)
+    assert (told["base_model"], told["base_revision"]) == ("org/model", "abc")
