@@ -42,7 +42,7 @@ def _one(options: argparse.Namespace, console: Console, delta: SparseDelta, file
     if options.picture is not None:
         from selective_peft import delta_plots
 
-        delta_plots.draw(options.picture, delta, title=_name(options.deltas[0]))
+        delta_plots.draw(options.picture, delta, title=_name(options.deltas[0], 60))
     drawn = _drawn(options)
     found |= drawn
     show(console, options, found, facts(rows_of(found)), module_table(delta, found, options.top), *_said(drawn))
@@ -60,7 +60,7 @@ def _two(options: argparse.Namespace, console: Console, a: SparseDelta, b: Spars
 
         if updates[0] is None or updates[1] is None:
             raise InputError("--picture: expected two deltas with single scalars and their originals")
-        labels = _name(options.deltas[0]), _name(options.deltas[1])
+        labels = _name(options.deltas[0], 23), _name(options.deltas[1], 23)
         delta_plots.draw_pair(options.picture, updates[0], updates[1], labels)
     drawn = _drawn(options)
     found = {
@@ -76,10 +76,14 @@ def _two(options: argparse.Namespace, console: Console, a: SparseDelta, b: Spars
     show(console, options, found, facts(rows), agreement_table(agreed, options.top), *lines, *_said(drawn))
 
 
-def _name(path: Path) -> str:
-    """Of a delta, for a picture: its folder, with the one around it, as the command itself calls them "delta"."""
+def _name(path: Path, most: int) -> str:
+    """Of a delta, for a picture: its folder, with the one around it, as the command itself calls them "delta".
+
+    Of a longer one than a picture has room for, the last `most` characters.
+    """
     folder = path.resolve()
-    return "/".join(folder.parts[-2:]) if len(folder.parts) > 2 else folder.name
+    name = "/".join(folder.parts[-2:]) if len(folder.parts) > 2 else folder.name
+    return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
 def _drawn(options: argparse.Namespace) -> dict[str, Any]:

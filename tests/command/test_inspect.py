@@ -8,7 +8,7 @@ from deltafolders import CHANGED, FILE, WEIGHTS, json_of, pair, ran, refused, tu
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
-from selective_peft import SparseDelta
+from selective_peft import SparseDelta, inspecting
 from selective_peft.changes import Change
 
 
@@ -178,3 +178,8 @@ def test_refused(one, tmp_path, capsys):
     (one / FILE).write_bytes(data)
     refused(capsys, "checksum: expected that of the file", "inspect", one, "--picture", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_long_names_do_not_fill_a_picture(one):
+    assert inspecting._name(one, 60) == f"{one.parent.name}/one"
+    assert inspecting._name(one, 10) == "..." + f"{one.parent.name}/one"[-7:]
