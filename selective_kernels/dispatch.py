@@ -117,7 +117,8 @@ def resolve_host(backend: str = "auto") -> str:
         ValueError: "triton" was asked for by argument.
     """
     if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") in ("auto", "triton"):
-        return _first_of_order("cpu")
+        # A model has many short lists, so what "auto" almost always means is found first.
+        return _first_of_order("cpu") if _native.load()[1] else "cpu"
     if backend == "triton":
         raise ValueError("backend: expected 'auto', 'cpu' or 'reference' for what files hold, got 'triton'")
     return resolve("cpu", backend)
