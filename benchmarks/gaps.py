@@ -195,7 +195,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, action="append", help="default: 0.001, 0.003 and 0.01")
     parser.add_argument("--count", type=int, default=1_000_000, help="random positions")
     parser.add_argument("--steps", type=int, default=25, help="of the run that selects; 0: no run")
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--csv", type=Path, default=RESULTS / "gaps.csv")
     parser.add_argument("--page", action="store_true", help="measure nothing, print the CSV file as a Markdown table")
     return parser.parse_args(given)
