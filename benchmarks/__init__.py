@@ -1,4 +1,5 @@
-"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`, `.updates`.
+"""Demo and benchmarks. Run from the repository root: `python -m benchmarks.demo`, `.step`, `.memory`, `.updates`,
+`.delta_files`.
 
 On a machine with a GPU: `.gpu_step`, and `.gpucheck`, which runs it after all checks.
 """

@@ -18,7 +18,7 @@ from deltatests import pairs, tensors_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from selective_peft import SparseDelta
+from selective_peft import SparseDelta, container, streaming
 from selective_peft.patch_files import apply_files, diff_files, merge_files, revert_files
 
 HEAD = {"head.weight": torch.randn(3, 5), "head.bias": torch.randn(3)}
@@ -51,6 +51,24 @@ def test_there_and_back(tmp_path, shards, check):
     assert files_in(tmp_path / "back") == before
 
 
+@pytest.mark.parametrize("size", [4, 32, 100])
+def test_tensors_in_many_pieces(tmp_path, monkeypatch, size):
+    """Pieces end within changes and between them; whole tensors are cut, too."""
+    monkeypatch.setattr(container, "CHUNK", size)
+    monkeypatch.setattr(streaming, "CHUNK", size)
+    base = base_tensors()
+    tuned = {**tuned_tensors(base), **HEAD, "layer.0.weight": base["layer.0.weight"] + 1}
+    folder = write(tmp_path / "base", base, 2)
+    delta = SparseDelta.from_models(base, tuned)
+    out = applied(folder, delta)
+    assert_same_tensors(tensors_in(out), tuned)
+    assert_same_changes(diff_files(folder, out).changes, delta.changes)
+    revert_files(out, delta, tmp_path / "back")
+    assert_same_tensors(tensors_in(tmp_path / "back"), base)
+    merge_files(folder, delta, tmp_path / "merged")
+    assert_same_tensors(tensors_in(tmp_path / "merged"), tuned)
+
+
 def weights(folder):
     return sorted(folder.glob("*.safetensors"))
 
@@ -78,7 +96,7 @@ def assert_same_changes(actual, expected):
         assert (actual[name].indices is None) == (change.indices is None)
         if change.indices is not None:
             assert torch.equal(actual[name].indices, change.indices)
-        parts = {"values": change.values, "originals": change.originals}
+        parts = {"values": change.values} | ({} if change.originals is None else {"originals": change.originals})
         assert_same_tensors({part: getattr(actual[name], part) for part in parts}, parts)
 
 

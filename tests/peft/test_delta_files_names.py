@@ -44,6 +44,17 @@ def test_a_new_tensor_within_the_prefix(tmp_path):
     assert "m.pooler.weight" in tensors_in(tmp_path / "merged")
 
 
+def test_a_head_beside_a_model_without_its_prefix(tmp_path):
+    """As `apply` leaves it when it adds a head to a bare model: another delta changes both, merged or not."""
+    base, head = base_tensors(), {"head.weight": random_tensor((4, 4), torch.float32, 3)}
+    tuned, other = tuned_tensors(base), tuned_tensors(head, share=0.3)
+    delta = SparseDelta.from_models({**renamed(base, put="m."), **head}, {**renamed(tuned, put="m."), **other})
+    folder = write(tmp_path / "base", {**base, **head}, 2)
+    assert_same_tensors(tensors_in(applied(folder, delta)), {**tuned, **other})
+    merge_files(folder, delta, tmp_path / "merged")
+    assert_same_tensors(tensors_in(tmp_path / "merged"), {**renamed(tuned, put="m."), **other})
+
+
 def test_two_possible_prefixes_are_refused(tmp_path):
     tensor = random_tensor((5, 5), torch.float32, 0)
     folder = write(tmp_path / "base", {"encoder.a.weight": tensor, "decoder.a.weight": tensor + 1})
