@@ -34,6 +34,7 @@ bench: build
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.gaps
+	$(BIN)/python -m benchmarks.deltas
 	$(BIN)/python -m benchmarks.delta_files
 
 # Checks the kernels on a machine with a CUDA GPU, then times them; with the Python and the packages that are there.
