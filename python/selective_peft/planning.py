@@ -157,21 +157,30 @@ class Planner:
             name, change: of the delta.
             key: of the tensor itself; None if it is stored under other names only.
         """
-        if is_numbered(name) or not self._ties():
+        ties = self._ties()
+        if is_numbered(name) or ties is False:
             return []
         others = [other for other in self._alike(change) if not is_numbered(other)]
         if key is None:
             return [other for other in others if self._holds(other, change)]
         same = [other for other in others if self._digest(other) == self._digest(key)]
-        return [] if same and self._is_constant(key) else same
+        if not same or self._is_constant(key):
+            return []
+        if ties is None:
+            raise DeltaError(
+                f"{self._where}: expected a config.json with tie_word_embeddings, true or false, got none: {key!r} and "
+                f"{same[0]!r} are equal, and may be one tensor or two"
+            )
+        return same
 
-    def _ties(self) -> bool:
+    def _ties(self) -> bool | None:
+        """Whether the model ties tensors; None if no configuration is known."""
         for config in (self.config, self.checkpoint.config):
             if config is not None:
                 text = config.get("text_config")
                 inner = text.get("tie_word_embeddings", True) if isinstance(text, Mapping) else True
                 return bool(config.get("tie_word_embeddings", inner))
-        return True
+        return None
 
     def _holds(self, key: str, change: Change) -> bool:
         """Whether a stored tensor is the one that is to be changed, and not by chance."""

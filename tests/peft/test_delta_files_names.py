@@ -185,6 +185,21 @@ def test_equal_tensors_that_are_not_tied_stay_apart(tmp_path, config):
     assert_same_tensors(tensors_in(out), {**tuned, "lm_head.weight": base["model.embed.weight"]})
 
 
+def test_equal_tensors_of_which_nobody_says_whether_they_are_tied(tmp_path):
+    """A frozen copy of a network, say; a configuration beside the file decides."""
+    base = {"student.weight": random_tensor((20, 6), torch.float32, 4)}
+    base["teacher.weight"] = base["student.weight"].clone()
+    tuned = {**base, "student.weight": changed(base["student.weight"], 0.1, 6)}
+    folder = write(tmp_path / "base", base)
+    (folder / "config.json").unlink()
+    delta = diff_files(folder, write(tmp_path / "tuned", tuned))
+    delta = SparseDelta(delta.changes)
+    words = "expected a config.json with tie_word_embeddings, .*'student.weight' and 'teacher.weight' are equal"
+    refused(words, apply_files, folder, delta)
+    (folder / "config.json").write_text('{"tie_word_embeddings": false}')
+    assert_same_tensors(tensors_in(applied(folder, delta)), tuned)
+
+
 def test_equal_constants_are_not_tied(tmp_path):
     """Biases and norms begin as zeros and ones."""
     base = {"a.bias": torch.zeros(8), "b.bias": torch.zeros(8)}
