@@ -81,7 +81,12 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else _unicode(str(value))
+
+
+def _unicode(text: str) -> str:
+    """Text that can be encoded: in names of files, any byte may stand as half a surrogate."""
+    return text.encode(errors="replace").decode()
 
 
 def describe_model(model: nn.Module, base_model: str | None, base_revision: str | None) -> dict[str, Any]:
@@ -109,4 +114,5 @@ def public_name(model: str) -> str:
     Where a folder lies on somebody's disk helps nobody else, and says things about them.
     """
     folder = Path(model)
-    return Path(os.path.abspath(folder)).name if model and (folder.is_absolute() or folder.is_dir()) else model
+    name = Path(os.path.abspath(folder)).name if model and (folder.is_absolute() or folder.is_dir()) else model
+    return _unicode(name)

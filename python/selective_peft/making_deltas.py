@@ -137,6 +137,8 @@ def differences(
     check_whole_above(whole_above)
     old, new = state_of(base), state_of(tuned)
     check_none_lost(sorted(set(old) - set(new if isinstance(tuned, nn.Module) else tuned)))
+    if not isinstance(tuned, nn.Module):
+        new = {name: tuned[name] for name, first in _first_names(tuned).items() if _apart(old, name, first)}
     found = {name: difference(name, old.get(name), tensor, whole_above) for name, tensor in new.items()}
     return {name: change for name, change in found.items() if change is not None}
 
@@ -157,10 +159,27 @@ def state_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A model's parameters and saved buffers, or a state dict's tensors; tied ones once, by their first name."""
     if isinstance(model, nn.Module):
         return {**named_params(model), **named_saved_buffers(model)}
+    return {name: model[name] for name in dict.fromkeys(_first_names(model).values())}
+
+
+def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, the first one that the same tensor has."""
     first: dict[object, str] = {}
-    for name, tensor in model.items():
-        first.setdefault((tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.numel() else name, name)
-    return {name: model[name] for name in first.values()}
+    found = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        found[name] = first.setdefault(place if tensor.numel() else name, name)
+    return found
+
+
+def _apart(base: Mapping[str, Tensor], name: str, first: str) -> bool:
+    """Whether a tuned tensor has to be looked at under this name: as its first one, or because the base's differ."""
+    if name == first or name not in base:
+        return name == first
+    if first not in base or base[name].dtype != base[first].dtype:
+        return True
+    a, b = (base[each].detach().cpu().contiguous() for each in (name, first))
+    return raw(a) != raw(b)
 
 
 def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float) -> Change | None:

@@ -258,3 +258,31 @@ def test_updates_of_a_delta_are_those_of_the_run():
     assert torch.equal(ours.after, theirs.after)
     assert torch.equal(ours.before, theirs.before)
     assert torch.equal(ours.offsets, theirs.offsets)
+
+
+def test_tensors_of_state_dicts_that_share_memory():
+    """Tied in the tuned model only, or one memory read in two orders: each has its change."""
+    embed, head = torch.randn(5, 3), torch.randn(5, 3)
+    new = embed + 1
+    changes = SparseDelta.from_models({"embed": embed, "head": head}, {"embed": new, "head": new}).changes
+    assert torch.equal(changes["head"].values, new)
+    changes = SparseDelta.from_models({"embed": embed, "head": embed.clone()}, {"embed": new, "head": new}).changes
+    assert list(changes) == ["embed"]  # tied in both, though they were read one by one
+    square = torch.randn(4, 4)
+    first, second = square.clone(), square.t().clone()
+    first[0, 1], second[2, 3] = 7, 9
+    changes = SparseDelta.from_models({"a": square, "b": square.t()}, {"a": first, "b": second}).changes
+    assert [change.indices.tolist() for change in changes.values()] == [[1], [11]]
+
+
+def test_a_name_that_is_no_unicode(tmp_path):
+    """A folder's name may be any bytes."""
+    folder = tmp_path / "mod\udcffel"
+    folder.mkdir()
+    model = nn.Linear(2, 2)
+    model.config = type("Config", (), {"_name_or_path": str(folder), "to_json_string": lambda self: "{}"})()
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        tuned.weight[0, 0] += 1
+    SparseDelta.from_models(model, tuned).save(tmp_path / "delta")
+    assert SparseDelta.load(tmp_path / "delta").about.base_model == "mod?el"
