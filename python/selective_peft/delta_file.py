@@ -89,8 +89,11 @@ def _tensors(changes: Changes, *, compact: bool, originals: bool) -> dict[str, T
             mine |= {f"{name}.gaps": encode_gaps(change.indices)} if compact else {f"{name}.indices": change.indices}
         if originals and change.originals is not None:
             mine[f"{name}.original"] = change.originals.contiguous()
-        if taken := sorted(mine.keys() & found.keys()):
-            raise DeltaError(f"{name}: expected names that stay apart in a file, {taken[0]!r} would stand there twice")
+        # An original's place is taken also if it is not kept: a reader would find the other tensor there.
+        taken = {f"{name}.original"} & changes.keys() | mine.keys() & {*found, "__metadata__"}
+        if taken:
+            key = min(taken)
+            raise DeltaError(f"{name}: expected names that stay apart in a file, {key!r} would stand there twice")
         found |= mine
     return found
 

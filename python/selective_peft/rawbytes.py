@@ -18,7 +18,7 @@ def raw(tensor: Tensor) -> memoryview:
     assert tensor.is_contiguous()
     size = tensor.numel() * tensor.element_size()
     if not size:
-        return memoryview(b"")
+        return memoryview(bytearray())  # as writable as others
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
 
 
