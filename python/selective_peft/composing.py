@@ -129,7 +129,7 @@ def agreement(a: SparseDelta, b: SparseDelta) -> dict[str, Agreement]:
     found = {"all": Agreement(0, 0, 0)}
     for name, place in zip(names, places(names), strict=True):
         counts = _compare(name, a.changes.get(name), b.changes.get(name))
-        for key in ("all", place.module):
+        for key in dict.fromkeys(("all", place.module)):  # a module may have this very name
             before = found.get(key, Agreement(0, 0, 0))
             found[key] = Agreement(
                 before.first + counts.first,

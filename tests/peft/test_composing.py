@@ -118,3 +118,8 @@ def test_agreement_by_module():
     assert found["all"].jaccard > 0.9
     total = sum(each.first for key, each in found.items() if key != "all")
     assert total == found["all"].first == as_json(found)["all"]["first"]
+
+
+def test_agreement_with_a_module_called_all():
+    delta = SparseDelta.from_models({"all.weight": torch.zeros(9)}, {"all.weight": torch.eye(3).view(9)})
+    assert agreement(delta, delta)["all"].shared == 3
