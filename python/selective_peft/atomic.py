@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+            os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask())
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
@@ -40,7 +40,8 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What the process takes from the permissions of new files."""
     current = os.umask(0o077)
     os.umask(current)
     return current

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from selective_peft.atomic import sync
+from selective_peft.atomic import sync, umask
 from selective_peft.errors import InputError
 
 
 def check_output(folder: Path, argument: str = "--output") -> None:
     """Raises InputError, which names the argument, unless this is a new or an empty folder that can be written to."""
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         if not folder.is_dir() or any(folder.iterdir()):
             raise InputError(f"{argument} {folder}: expected a new or an empty folder, found something there")
         writable = folder
@@ -78,8 +78,9 @@ class Output:
     def publish(self) -> None:
         """Gives the folder its name, with all that was written, once all of it is on the disk."""
         assert self._staging is not None
+        allowed = ~umask()
         for each in self._staging.rglob("*"):
-            each.chmod(0o755 if each.is_dir() else 0o644)
+            each.chmod((0o777 if each.is_dir() else 0o666) & allowed)
             sync(each)
         if self._exists:
             for path in list(self._staging.iterdir()):
@@ -88,7 +89,7 @@ class Output:
             self._staging.rmdir()
             sync(self.folder)
         else:
-            self._staging.chmod(0o755)
+            self._staging.chmod(0o777 & allowed)
             sync(self._staging)
             self._staging.rename(self.folder)
             sync(self.folder.parent)

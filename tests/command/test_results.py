@@ -1,5 +1,7 @@
 """The output folder: all of it or nothing; and where the budget went, for models inside PEFT models, too."""
 
+import os
+
 import pytest
 import torch
 from selective_peft import SelectiveAdamW, results
@@ -125,3 +127,20 @@ def test_what_a_base_is_called(tmp_path, monkeypatch):
     model.config._commit_hash = "abc"
     told = describe_model(model, None, None)
     assert (told["base_model"], told["base_revision"]) == ("org/model", "abc")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_files_get_the_mode_that_new_files_get(exists, tmp_path):
+    """Who keeps new files private keeps these private, too."""
+    folder = tmp_path / "out"
+    before = os.umask(0o077)
+    try:
+        if exists:
+            folder.mkdir()
+        with Output(folder) as output:
+            output.write("inner/file", lambda path: path.write_text("x"))
+            output.publish()
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "inner", folder / "inner" / "file")]
+    assert modes == [0o700, 0o700, 0o600]

@@ -33,11 +33,13 @@ def test_places_that_are_taken(story, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
     before = files_in(tmp_path)
     for place, message in (
         (folder, "found something there"),
         (tmp_path / "file", "found something there"),
         (tmp_path / "full", "found something there"),
+        (tmp_path / "link", "found something there"),
         (tmp_path / "none" / "out", "expected a folder that can be written to"),
         (tmp_path / "file" / "out", "expected a folder that can be written to"),
     ):
