@@ -46,7 +46,7 @@ COMMAND_STANDARD = {
     "shutil",
     "statistics",
 }
-COMMAND_STANDARD |= {"signal", "sys", "tempfile", "threading"}
+COMMAND_STANDARD |= {"io", "signal", "sys", "tempfile", "threading"}
 COMMAND = {
     "__main__": set(),
     "bases": {"peft", "safetensors"},

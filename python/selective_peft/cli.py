@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -78,6 +79,8 @@ def main(given: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # names may have signs that the terminal lacks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns about forks
     try:
         module = importlib.import_module(MODULES[options.command])

@@ -25,9 +25,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(to_json(content) + "\n", encoding="utf-8")
 
 
-def to_json(content: Mapping[str, Any]) -> str:
+def to_json(content: Mapping[str, Any], *, ascii_only: bool = False) -> str:
     """Readable JSON; numbers that JSON does not have become null."""
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False)
+    return json.dumps(_finite(content), indent=2, ensure_ascii=ascii_only)
 
 
 def _finite(value: Any) -> Any:

@@ -25,7 +25,7 @@ def show(console: Console, options: argparse.Namespace, found: Mapping[str, Any]
         lines: the same for people.
     """
     if options.json:
-        print(to_json(found), flush=True)
+        print(to_json(found, ascii_only=True), flush=True)  # so that any terminal and pipe takes it
     elif not options.quiet:
         for line in lines:
             console.print(line, highlight=False)

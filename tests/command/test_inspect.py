@@ -1,5 +1,8 @@
 """`selective-peft inspect`: numbers, tables and pictures of one delta and of two."""
 
+import io
+import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,6 +13,7 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from selective_peft import SparseDelta, inspecting
 from selective_peft.changes import Change
+from selective_peft.cli import main
 
 
 @pytest.fixture
@@ -183,3 +187,17 @@ def test_refused(one, tmp_path, capsys):
 def test_long_names_do_not_fill_a_picture(one):
     assert inspecting._name(one, 60) == f"{one.parent.name}/one"
     assert inspecting._name(one, 10) == "..." + f"{one.parent.name}/one"[-7:]
+
+
+def test_a_terminal_that_lacks_signs(tmp_path, capfd, monkeypatch):
+    """JSON says the same everywhere; tables show something else instead."""
+    base = {"größe.weight": torch.zeros(9), "語.weight": torch.zeros(9)}
+    tuned = {name: torch.eye(3).view(9) for name in base}
+    folder = write_delta(tmp_path / "delta", base, tuned)
+    capfd.readouterr()
+    for more in (["--json"], []):
+        with io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="ascii") as stdout:
+            monkeypatch.setattr("sys.stdout", stdout)
+            assert main(["inspect", str(folder), *more]) == 0
+        out = capfd.readouterr().out
+        assert "gr??e" in out if not more else set(json.loads(out)["modules"]) == {"größe", "語"}
