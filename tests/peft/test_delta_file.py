@@ -259,38 +259,3 @@ def test_missing_files_are_no_damage(tmp_path):
         SparseDelta.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         SparseDelta.load(tmp_path / "none")
-
-
-def test_names_that_would_collide_are_refused(tmp_path):
-    base = {"a": torch.zeros(4), "a.values": torch.zeros(4)}
-    tuned = {"a": torch.tensor([0.0, 1.0, 0.0, 0.0]), "a.values": torch.ones(4)}
-    delta = SparseDelta.from_models(base, tuned)
-    with pytest.raises(DeltaError, match=r"'a\.values' would stand there twice"):
-        delta.save(tmp_path / "delta")
-    assert not (tmp_path / "delta" / FILE).exists()
-
-
-def test_files_get_the_mode_that_new_files_get(delta, tmp_path):
-    (tmp_path / "plain").touch()
-    delta.save(tmp_path / "delta")
-    for path in (tmp_path / "delta").iterdir():
-        assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert {path.name for path in (tmp_path / "delta").iterdir()} == {FILE, "selective_config.json", "README.md"}
-
-
-@pytest.mark.parametrize("originals", [True, False])
-def test_names_that_mean_something_are_refused(tmp_path, originals):
-    """Without originals, too: a reader would look for them under that name."""
-    base = {"a": torch.zeros(4), "a.original": torch.zeros(4)}
-    tuned = {"a": torch.eye(4)[0], "a.original": torch.ones(4)}
-    for pair in ((base, tuned), ({"__metadata__": base["a"]}, {"__metadata__": base["a"] + 1})):
-        with pytest.raises(DeltaError, match="expected names that stay apart"):
-            SparseDelta.from_models(*pair).save(tmp_path / "delta", originals=originals)
-    assert not (tmp_path / "delta").exists()
-
-
-@pytest.mark.parametrize("compact", [False, True])
-def test_a_new_tensor_without_scalars(tmp_path, compact):
-    delta = SparseDelta.from_models({"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.empty(0, 3)})
-    delta.save(tmp_path / "delta", compact=compact)
-    assert SparseDelta.load(tmp_path / "delta").changes["b"].shape == (0, 3)

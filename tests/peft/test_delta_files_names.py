@@ -62,6 +62,15 @@ def test_two_possible_prefixes_are_refused(tmp_path):
     refused(r"one prefix more or less than the delta's, got 'decoder\.' and 'encoder\.'", apply_files, folder, delta)
 
 
+def test_two_names_that_lead_to_one_tensor_are_refused(tmp_path):
+    """Else one of the two changes would be lost."""
+    tensor = random_tensor((5, 5), torch.float32, 0)
+    folder = write(tmp_path / "base", {"a.weight": tensor})
+    base = {"bert.a.weight": tensor, "a.weight": tensor.clone()}
+    delta = SparseDelta.from_models(base, {name: changed(tensor, 0.2, i) for i, name in enumerate(base)})
+    refused("a.weight: expected a tensor of its own, got that of bert.a.weight", apply_files, folder, delta)
+
+
 def test_a_guess_is_checked_by_fingerprint(tmp_path):
     """The only prefix that fits leads to another tensor."""
     tensor = random_tensor((5, 5), torch.float32, 0)

@@ -149,8 +149,9 @@ def test_all_is_on_the_disk_before_it_appears(story, tmp_path, monkeypatch):
     before = {path.relative_to(staging) for path, there in synced if not there}
     assert before == {Path(), *(path.relative_to(folder) for path in folder.rglob("*"))}
     assert [path for path, there in synced if there] == [tmp_path]
-    modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
-    assert modes == {0o644}
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 KILLED = """
