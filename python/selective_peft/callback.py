@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -18,6 +19,7 @@ from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.sizes import folder_name, needed, short
 
 DELTA = "delta"
+OFFSET = "selective/offset"  # in what checkpoints keep of callbacks: global step at the optimizer's step 0
 
 
 class SelectiveCallback(TrainerCallback):
@@ -35,7 +37,7 @@ class SelectiveCallback(TrainerCallback):
     Args:
         save_at: ascending shares of the budget. In the first step after which a share is spent, the delta goes to
             `delta-0.10` (for 0.1) in the output folder. A resumed run does not write again what an earlier part of it
-            has written.
+            has written; a search writes none.
         deltas: whether checkpoints get a delta.
         compact: see `SparseDelta.save`.
         base_model, base_revision: see `SparseDelta.from_optimizer`.
@@ -84,10 +86,9 @@ class SelectiveCallback(TrainerCallback):
         if self.save_at and (settings.whole or settings.repeats):
             raise ValueError(f"save_at: expected no shares with method={settings.method!r}, got {self.save_at}")
         optimizer.set_total_steps(state.max_steps)
-        resumed = optimizer.begun and state.global_step > 0
-        self._offset = 0 if resumed else state.global_step - _steps(optimizer)
+        self._align(state, optimizer)
         spent = [share for share in self.save_at if _is_spent(share, optimizer)]
-        self._due = [share for share in self.save_at if share not in spent]
+        self._due = [share for share in self.save_at if share not in spent and not _is_trial(state)]
         if args.should_save:
             self._warn(args, state, optimizer, spent)
 
@@ -124,10 +125,12 @@ class SelectiveCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """A checkpoint was written; the delta joins it."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if self._deltas and args.should_save and folder.is_dir():
+        if self._deltas and args.should_save and folder.is_dir() and not _is_trial(state):
             optimizer = bare_optimizer(given["optimizer"])
             if _has_delta(optimizer):
                 self._save(given["model"], optimizer, folder / DELTA)
+            elif (folder / DELTA).is_dir():  # of an earlier run, whose weights are replaced
+                shutil.rmtree(folder / DELTA)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Says which shares were not reached."""
@@ -140,6 +143,15 @@ class SelectiveCallback(TrainerCallback):
             )
 
     # ------------------------------------------------------------------
+
+    def _align(self, state: TrainerState, optimizer: SelectiveOptimizer) -> None:
+        """Compares the Trainer's steps with the optimizer's, and leaves a note in checkpoints if they differ."""
+        kept = cast(dict[str, Any], state.stateful_callbacks)  # declared as what it is made of
+        noted = kept.pop(OFFSET, 0)
+        resumed = optimizer.begun and state.global_step > 0
+        self._offset = int(noted) if resumed else state.global_step - _steps(optimizer)
+        if self._offset:
+            kept[OFFSET] = self._offset
 
     def _save(self, model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
         SparseDelta.from_optimizer(optimizer, model, **self._base).save(folder, compact=self._compact)
@@ -176,6 +188,11 @@ class SelectiveCallback(TrainerCallback):
 def folder_of(args: TrainingArguments, share: float) -> Path:
     """Where the delta goes when a share of the budget is spent: delta-0.10, with more digits if the share has more."""
     return Path(str(args.output_dir)) / folder_name(share)
+
+
+def _is_trial(state: TrainerState) -> bool:
+    """Whether this is a run of a search, whose checkpoints are elsewhere; not for one that resumes a trial's."""
+    return state.is_hyper_param_search and state.trial_params is not None
 
 
 def _listed(shares: Iterable[float]) -> str:

@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from selective_peft.hf import SelectiveCallback  # noqa: E402
 from trainerruns import assert_delta_makes, inner, make_trainer, tiny_bert, train_with  # noqa: E402
+from transformers.trainer_utils import HPSearchBackend  # noqa: E402
 
 from selective_kernels.testing import assert_bitwise_equal  # noqa: E402
 
@@ -205,3 +206,52 @@ def test_shares_are_waited_for_only_when_they_may_be_spent(others, waits_by_step
     assert waited == waits_by_step
     assert SparseDelta.load(tmp_path / "delta-0.50").about.hyperparameters["steps"] == 4
     assert (tmp_path / "delta-1.00").exists() == (not others)
+
+
+class Trial(dict):
+    """As much of a search's trial as the Trainer asks for."""
+
+    number, params = 0, {}
+
+
+def search_trial(folder, callback, monkeypatch):
+    """A run of a search with other learning rates, in an output folder."""
+    monkeypatch.setattr(transformers.integrations, "hp_params", dict)
+    trainer = make_trainer(folder, callbacks=[callback], options={"budget": BUDGET}, save_steps=3)
+    trainer.model_init = tiny_bert_again
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
+    trainer.hp_space = lambda trial: {"learning_rate": 0.5}
+    trainer.train(trial=Trial())
+    return trainer
+
+
+def tiny_bert_again(trial):
+    return tiny_bert()
+
+
+def test_a_search_leaves_the_deltas_of_an_earlier_run_alone(tmp_path, monkeypatch):
+    """Its checkpoints are in folders of their own, beside those of a run that have the same steps."""
+    train_with(tmp_path, SelectiveCallback(save_at=(0.5,)), save_steps=3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*delta*/*")}
+    assert len(before) == 4 * 3
+    trainer = search_trial(tmp_path, SelectiveCallback(save_at=(0.5,)), monkeypatch)
+    assert inner(trainer).param_groups[0]["initial_lr"] == 0.5
+    assert (tmp_path / "run-0" / "checkpoint-6").is_dir()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*delta*/*")} == before
+
+
+def test_a_run_that_resumes_a_trial_saves_deltas(tmp_path, monkeypatch):
+    search_trial(tmp_path, SelectiveCallback(), monkeypatch)
+    options = {"budget": BUDGET}
+    train_with(tmp_path, SelectiveCallback(), resume=str(tmp_path / "run-0" / "checkpoint-3"), options=options)
+    assert (tmp_path / "checkpoint-8" / "delta").is_dir()
+
+
+def test_a_checkpoint_that_replaces_another_does_not_keep_its_delta(tmp_path):
+    """Where it has none of its own."""
+    train_with(tmp_path, SelectiveCallback())
+    assert (tmp_path / "checkpoint-4" / "delta").is_dir()
+    options = {"method": "diff", "method_kwargs": {"warmup_steps": 6}, "budget": BUDGET}
+    train_with(tmp_path, SelectiveCallback(), options=options)
+    assert (tmp_path / "checkpoint-4").is_dir()
+    assert not (tmp_path / "checkpoint-4" / "delta").exists()

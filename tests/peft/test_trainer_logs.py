@@ -14,7 +14,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[test]'")
 
 from selective_peft.hf import SelectiveCallback, selection_figures  # noqa: E402
-from trainerruns import inner, make_trainer, tiny_bert, train_with  # noqa: E402
+from trainerruns import assert_same_model, inner, make_trainer, tiny_bert, train_with  # noqa: E402
 from transformers.integrations import integration_utils  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -148,6 +148,23 @@ def test_a_second_run_of_the_same_trainer_counts_anew(tmp_path):
     told = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["selective/skipped_steps"] for entry in told[-STEPS:]] == [0] * STEPS
     assert {entry["selective/selected"] for entry in told[-STEPS:]} == {BUDGET}
+
+
+def test_resumed_it_still_counts_from_where_the_run_began(tmp_path):
+    """Also a second run of the same Trainer, and one that had gone on without the optimizer's state."""
+    twice = train_with(tmp_path / "twice", SelectiveCallback(), save_strategy="no")
+    twice.args.save_strategy = "steps"
+    twice.train()
+    part = train_with(tmp_path / "part", SelectiveCallback(), save_only_model=True, save_steps=2)
+    folder = str(tmp_path / "part" / "checkpoint-4")
+    with pytest.warns(UserWarning, match="step 4: resumed without"):
+        part = train_with(tmp_path / "part", SelectiveCallback(), resume=folder)
+    for trainer, name, step in ((twice, "twice", 4), (part, "part", 6)):
+        folder = str(tmp_path / name / f"checkpoint-{step}")
+        again = train_with(tmp_path / name, SelectiveCallback(), SelectiveCallback(), resume=folder)
+        told = [entry["selective/skipped_steps"] for entry in again.state.log_history if "loss" in entry]
+        assert told == [0] * STEPS
+        assert_same_model(again.model, trainer.model)
 
 
 def test_figures_in_a_loop_of_ones_own(tmp_path):
