@@ -8,7 +8,7 @@ from selective_peft import checkpoint
 from selective_peft.binding import BoundOptimizer
 from selective_peft.dense import check_dense_state, restore_shared_
 from selective_peft.selection import Selection
-from selective_peft.sharding import CHECKPOINT, DIVIDERS, ParamsState, refuse_caller
+from selective_peft.sharding import CHECKPOINT, DIVIDERS, Built, ParamsState, refuse_caller
 from selective_peft.tensor_scores import Spent
 
 
@@ -118,3 +118,7 @@ class ResumableOptimizer(BoundOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.state = ParamsState(dict, self.state)
+        if "_built" in state:  # a copy, with tensors of its own
+            self._built = Built()
+            for group in self.param_groups:
+                self._built.add(group["params"])

@@ -159,6 +159,20 @@ def test_what_else_may_happen_before_the_first_step(change):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("route", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_knows_its_own_tensors(route):
+    """They may get another shape as those of the original may, and a part in place of them is refused."""
+    params = make_params(SHAPES)
+    opt, mine = route((build(params), params))
+    reshape(opt, mine)
+    train(opt, mine, 0, 4)
+    assert opt.num_selected == 60
+    other, _ = route((build(params, make_params(HEAD)), params))
+    zero_1(other)
+    with pytest.raises(ShardingError, match=TRAIN):
+        other.step()
+
+
 def test_a_lazy_parameter_has_no_shape_yet():
     """torch gives it one in the first forward pass."""
     with warnings.catch_warnings():
