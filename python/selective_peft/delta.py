@@ -62,6 +62,7 @@ class SparseDelta:
         Raises:
             ValueError: the optimizer has made no step, is amid its warm-up, selects afresh in each step ("d3-repeat"),
                 or has parameters that are not the model's.
+            RuntimeError: a parameter has another size or dtype than in the last step.
             DeltaError: a changed scalar is inf or NaN.
         """
         changes = making_deltas.changes_of(optimizer, model)

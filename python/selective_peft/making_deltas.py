@@ -61,9 +61,8 @@ def changes_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Change]:
 
 
 def _selected(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
-    selection, table = optimizer._selection, optimizer._table
-    assert selection is not None
-    if table is None or not selection.count:
+    table, selection = optimizer._bind()  # the model may be on another device by now
+    if not selection.count:
         return
     now, before = gather_bits(table, selection.index).cpu(), selection.arrays["original"].cpu()
     offsets = selection.index.valid.cpu()

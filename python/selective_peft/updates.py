@@ -78,12 +78,13 @@ class Updates:
         Raises:
             ValueError: the optimizer has not made a step yet, has nothing to select from (method "full"), or selects
                 afresh in each step ("d3-repeat") and does not remember; `from_models` serves for these two.
+            RuntimeError: a parameter has another size or dtype than in the last step.
         """
-        selection, table = optimizer._selection, optimizer._table
-        if selection is None or table is None:
+        if not optimizer.begun:
             raise ValueError("optimizer: expected one that has made a step, got one before its first")
         if optimizer._settings.repeats:
             raise ValueError("optimizer: expected a selection that only grows, got 'repeat'; use Updates.from_models")
+        table, selection = optimizer._bind()  # the model may be on another device by now
         starts = selection.index.starts
         slices = [slice(start, end) for start, end in pairwise(starts)]
         original = selection.arrays["original"].cpu()

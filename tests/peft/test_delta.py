@@ -198,6 +198,15 @@ def test_undoing_needs_the_originals(tmp_path):
         delta.updates()
 
 
+def test_a_model_may_have_moved_since_the_last_step():
+    """As if that had been on another device: `model.cpu()` before the delta is taken."""
+    base, tuned, optimizer = trained()
+    optimizer._table.devices = [torch.device("meta")] * len(optimizer._table)
+    model = copy.deepcopy(base)
+    SparseDelta.from_optimizer(optimizer, tuned).apply_(model)
+    assert_same_model(model, tuned)
+
+
 def test_optimizers_without_a_delta():
     model = nn.Linear(4, 4)
     fresh = SelectiveAdamW(model.named_parameters(), budget=3, total_steps=4)

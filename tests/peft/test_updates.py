@@ -101,6 +101,17 @@ def test_resumed_run_is_the_same_record():
         assert_bitwise_equal(getattr(one, name), getattr(other, name), name)
 
 
+def test_a_model_may_have_moved_since_the_last_step():
+    """As if that had been on another device: addresses are those of now."""
+    opt, _, _, _ = run()
+    expected = Updates.from_optimizer(opt)
+    opt._table.devices = [torch.device("meta")] * len(opt._table)
+    assert not opt._table.unchanged()
+    found = Updates.from_optimizer(opt)
+    assert_bitwise_equal(found.after, expected.after)
+    assert_bitwise_equal(found.offsets, expected.offsets)
+
+
 def test_before_the_first_step_nothing_is_known():
     opt = SelectiveAdamW(named(make_params()), lr=1e-2, budget=60, total_steps=10)
     with pytest.raises(ValueError, match="optimizer: expected one that has made a step"):
