@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -55,7 +56,7 @@ class SelectiveCallback(TrainerCallback):
         base_model: str | None = None,
         base_revision: str | None = None,
     ) -> None:
-        self.save_at = tuple(float(share) for share in save_at)
+        self.save_at = tuple(map(float, save_at)) if isinstance(save_at, Iterable) else (math.nan,)
         if not all(0.0 < share <= 1.0 for share in self.save_at) or sorted(set(self.save_at)) != list(self.save_at):
             raise ValueError(f"save_at: expected ascending shares > 0 and <= 1 such as (0.1, 0.5, 1.0), got {save_at}")
         self._deltas, self._compact = deltas, compact

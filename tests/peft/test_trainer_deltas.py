@@ -115,7 +115,7 @@ def test_shares_that_are_not_reached_are_named(tmp_path):
     assert {path.name for path in tmp_path.glob("delta-*")} == {"delta-0.10", "delta-0.50"}
 
 
-@pytest.mark.parametrize("save_at", [(0.0,), (0.5, 0.1), (0.5, 0.5), (1.5,), (float("nan"),)])
+@pytest.mark.parametrize("save_at", [(0.0,), (0.5, 0.1), (0.5, 0.5), (1.5,), (float("nan"),), 0.5])
 def test_shares_are_ascending_shares(save_at):
     with pytest.raises(ValueError, match="save_at: expected ascending shares"):
         SelectiveCallback(save_at=save_at)
