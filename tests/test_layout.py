@@ -94,6 +94,7 @@ DELTA = {
     "delta": set(),
     "delta_card": set(),
     "delta_file": set(),
+    "differing": set(),
     "layouts": set(),
     "output": set(),
     "patch_files": set(),

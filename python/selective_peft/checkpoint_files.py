@@ -74,9 +74,9 @@ class Checkpoint:
 
 
 class Reader:
-    """Reads tensors of a checkpoint in pieces, and keeps the last few files open. Use it in a `with` statement."""
+    """Reads tensors of a checkpoint in pieces, and keeps the last two files open. Use it in a `with` statement."""
 
-    MOST = 4  # open files; each has a buffer
+    MOST = 2  # each has a buffer
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._shard_of = {name: shard for shard in checkpoint.shards for name in shard.tensors}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from selective_peft.changes import Change
 from selective_peft.checkpoint_files import Checkpoint, Reader, modern
-from selective_peft.container import CODES, Stored
+from selective_peft.container import CODES, DTYPES, Stored
+from selective_peft.differing import ALONE, differing, pieces
 from selective_peft.errors import DeltaError
-from selective_peft.making_deltas import check_none_lost, check_whole_above, difference
+from selective_peft.making_deltas import check_none_lost, check_whole_above, sparse_change
 from selective_peft.rawbytes import BITS
 from selective_peft.stored_names import Naming, prefixes
 from selective_peft.streaming import Meter, Progress
@@ -60,12 +62,27 @@ def _compare(
             f"{name}: tuned: expected equal tensors unless they are float32, bfloat16 or float16, got {given} of "
             f"{stored.code} {list(stored.shape)}"
         )
-    tensor = None if first is None else before.container(first[0]).read(first[0])
-    return difference(name, tensor, after.container(key).read(key), share)
+    try:
+        found = None
+        if first is not None:
+            pairs = zip(_flat(before, first[0], stored), _flat(after, key, stored), strict=True)
+            found = differing(pairs, share * math.prod(stored.shape))
+        if found is not None:
+            return sparse_change(stored.shape, found)
+        tensor = None if first is None else before.container(first[0]).read(first[0])
+        return Change.whole(after.container(key).read(key), tensor)
+    except DeltaError as error:
+        raise DeltaError(f"{name}: {error}") from error
+
+
+def _flat(reader: Reader, key: str, stored: Stored) -> Iterator[Tensor]:
+    """A tensor's scalars, piece by piece."""
+    return (torch.frombuffer(piece, dtype=DTYPES[stored.code]) for piece in reader.pieces(key))
 
 
 def _same(a: Iterator[memoryview], b: Iterator[memoryview]) -> bool:
-    return all(torch.equal(_bytes(one), _bytes(other)) for one, other in zip(a, b, strict=True))
+    pairs = (pair for one, other in zip(a, b, strict=True) for pair in pieces(_bytes(one), _bytes(other), ALONE))
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def _bytes(piece: memoryview) -> Tensor:

@@ -13,10 +13,11 @@ from selective_kernels import gather_bits
 from selective_kernels.checks import MAX_NUMEL
 from selective_peft.about import About, describe_model, plain
 from selective_peft.changes import Change
+from selective_peft.differing import Differing, differing, pieces
 from selective_peft.errors import DeltaError
 from selective_peft.naming import named_params, named_saved_buffers, unwrapped
 from selective_peft.optimizer import SelectiveOptimizer
-from selective_peft.rawbytes import BITS, bits, digest, from_bits, raw
+from selective_peft.rawbytes import BITS, digest, from_bits, raw, same_bits
 
 
 def bare_optimizer(optimizer: Optimizer) -> SelectiveOptimizer:
@@ -213,10 +214,12 @@ def _difference(base: Tensor | None, tuned: Tensor, whole_above: float) -> Chang
             f"tuned: expected equal tensors unless they are float32, bfloat16 or float16 with fewer than 2^31 "
             f"scalars, got different ones of {tuned.dtype} {list(tuned.shape)}"
         )
-    before, after = base.view(-1), tuned.view(-1)
-    places = (bits(before) != bits(after)).nonzero().view(-1) if tuned.numel() else torch.empty(0, dtype=torch.int64)
-    if not len(places):
+    if same_bits(base, tuned):
         return None
-    if len(places) > whole_above * tuned.numel():
-        return Change.whole(tuned.clone(), base.clone())
-    return Change(tuple(tuned.shape), tuned.dtype, places.to(torch.int32), after[places], before[places], digest(base))
+    found = differing(pieces(base.view(-1), tuned.view(-1)), whole_above * tuned.numel())
+    return Change.whole(tuned.clone(), base.clone()) if found is None else sparse_change(tuned.shape, found)
+
+
+def sparse_change(shape: Sequence[int], found: Differing) -> Change:
+    """Of a tensor that differs in single scalars."""
+    return Change(tuple(shape), found.values.dtype, found.indices, found.values, found.originals, found.digest)

@@ -114,7 +114,7 @@ def diff_files(
 ) -> SparseDelta:
     """The delta from one checkpoint to another, tensor by tensor; names are the tuned one's.
 
-    Memory is that of the delta and of a few copies of the largest tensor that differs.
+    Memory is that of the delta and of a few pieces of tensors.
 
     Args:
         base, tuned: checkpoint folders or files; one may have names with a prefix that the other lacks.

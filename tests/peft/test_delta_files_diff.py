@@ -3,8 +3,11 @@
 import pytest
 import torch
 from checkpoints import applied, assert_same_tensors, base_tensors, tensors_in, tuned_tensors, write
+from selective_peft import SparseDelta
+from selective_peft.differing import ALONE, PIECE
 from selective_peft.errors import DeltaError
 from selective_peft.patch_files import diff_files
+from selective_peft.rawbytes import digest
 
 
 def test_differences_that_no_delta_holds(tmp_path):
@@ -40,3 +43,21 @@ def test_another_head_instead(tmp_path):
     delta = diff_files(folder, write(tmp_path / "tuned", tuned), allow_missing=True)
     assert delta.changes["classifier.weight"].is_new
     assert_same_tensors(tensors_in(applied(folder, delta)), {**tuned, "cls.weight": torch.ones(2, 3)})
+
+
+@pytest.mark.parametrize("where", ["memory", "files"])
+def test_places_at_the_ends_of_pieces(tmp_path, where):
+    """More scalars than one piece has, different at its ends and at those of the smaller ones within."""
+    base = {"a": torch.zeros(PIECE + 3 * ALONE + 5)}
+    places = [0, ALONE - 1, ALONE, 2 * ALONE, PIECE - 1, PIECE, PIECE + ALONE - 1, PIECE + ALONE, len(base["a"]) - 1]
+    tuned = {"a": base["a"].clone()}
+    tuned["a"][places] = -0.0
+    if where == "memory":
+        delta = SparseDelta.from_models(base, tuned)
+    else:
+        delta = diff_files(write(tmp_path / "base", base), write(tmp_path / "tuned", tuned))
+    change = delta.changes["a"]
+    assert change.indices.tolist() == places
+    assert change.values.view(torch.int32).tolist() == [-(2**31)] * len(places)
+    assert change.originals.view(torch.int32).tolist() == [0] * len(places)
+    assert change.digest == digest(base["a"])

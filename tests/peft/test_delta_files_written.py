@@ -251,10 +251,10 @@ print(json.dumps([peaks, delta.nbytes, sum(path.stat().st_size for path in (fold
 
 @needs_peak_counter
 def test_memory_is_bounded_by_pieces_of_the_largest_tensor(tmp_path):
-    """Patching needs a few pieces, whatever the size of tensors; comparing, three times the largest and the delta."""
+    """A few pieces, whatever the size of tensors; comparing, also the delta, a part of it twice for a moment."""
     largest = 32 << 20
     peaks, delta, weights = probed(PROBE, str(tmp_path), str(largest))
     assert weights > 4 * largest
     for name in ("apply", "revert", "merge"):
         assert peaks[name] < largest // 4, peaks
-    assert peaks["diff"] < 3 * largest + delta, peaks
+    assert peaks["diff"] < largest // 2 + 2 * delta, peaks
