@@ -1,4 +1,4 @@
-"""Fills README's tables from the committed result files: `python -m benchmarks.tables` (`--check` only compares)."""
+"""Fills tables of README and docs from the result files: `python -m benchmarks.tables` (`--check` only compares)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks import ROOT
+from benchmarks import ROOT, delta_tables
 from benchmarks.report import RESULTS, format_bytes
 
-README = ROOT / "README.md"
 Row = dict[str, str]
 GPU_MODELS = {
     "deberta-v3-base": "DeBERTa-v3-base, fp32",
@@ -181,21 +180,28 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo_table,
 }
 OPTIONAL = {"gpu": gpu_table}  # stand in README only if there is a result file: not everybody has a GPU
+DELTAS: dict[str, Callable[[], str]] = {
+    "positions": lambda: delta_tables.positions_table(load, markdown),
+    "sizes": lambda: delta_tables.sizes_table(load, markdown),
+    "times": lambda: delta_tables.times_table(load, markdown),
+    "files": lambda: delta_tables.files_table(load, markdown),
+}
+PAGES: dict[str, Mapping[str, Callable[[], str]]] = {"README.md": {**TABLES, **OPTIONAL}, "docs/deltas.md": DELTAS}
 
 
-def filled(text: str) -> str:
-    """README's text with what stands between each pair of markers replaced; by nothing, if there is no result file.
+def filled(text: str, page: str = "README.md") -> str:
+    """A page's text with what stands between each pair of markers replaced; by nothing, if there is no result file.
 
     Raises:
         ValueError: a pair of markers is not there exactly once, although there is something to fill in.
     """
-    for name, make in {**TABLES, **OPTIONAL}.items():
+    for name, make in PAGES[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         empty = name in OPTIONAL and not (RESULTS / f"{name}.csv").exists()
         if empty and begin not in text:
             continue
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"README.md: expected {begin.strip()!r} and {end!r} once each")
+            raise ValueError(f"{page}: expected {begin.strip()!r} and {end!r} once each")
         head, _, rest = text.partition(begin)
         table = "" if empty else make() + "\n"
         text = f"{head}{begin}{table}{end}{rest.partition(end)[2]}"
@@ -203,18 +209,20 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    """Exit code: 0, or 1 if README differs from the result files and was only to be checked."""
+    """Exit code: 0, or 1 if a page differs from the result files and was only to be checked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = filled(before)
-    if options.check and before != after:
-        print("README.md differs from benchmarks/results; run: python -m benchmarks.tables", file=sys.stderr)
-        return 1
-    if before != after:
-        README.write_text(after, encoding="utf-8")
-    return 0
+    code = 0
+    for page in PAGES:
+        before = (ROOT / page).read_text(encoding="utf-8")
+        after = filled(before, page)
+        if options.check and before != after:
+            print(f"{page} differs from benchmarks/results; run: python -m benchmarks.tables", file=sys.stderr)
+            code = 1
+        elif before != after:
+            (ROOT / page).write_text(after, encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":

@@ -59,12 +59,15 @@ def test_commands_exist_in_the_makefile() -> None:
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), f"README names `make {command}`"
 
 
-def test_tables_are_those_of_the_result_files() -> None:
-    """No number in README's tables is typed by hand."""
-    text = README.read_text(encoding="utf-8")
-    assert tables.filled(text) == text, "run: python -m benchmarks.tables"
-    for name in tables.TABLES:
-        assert f"benchmarks/results/{name}.csv" in text
+@pytest.mark.parametrize("page", sorted(tables.PAGES))
+def test_tables_are_those_of_the_result_files(page: str) -> None:
+    """No number in a table of measurements is typed by hand."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables.filled(text, page) == text, "run: python -m benchmarks.tables"
+    named = set(re.findall(r"benchmarks/results/(\w+\.csv)", text))
+    assert named >= {f"{name}.csv" for name in tables.TABLES} if page == "README.md" else named
+    for name in named:
+        assert (tables.RESULTS / name).exists(), name
 
 
 GPU_ROW = {
