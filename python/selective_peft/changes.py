@@ -27,6 +27,7 @@ class Change:
         originals: the base's values at the same places; of a tensor that the base lacks, what stood there before it was
             trained (a head as it was drawn); None if they were not kept.
         digest: of the base's whole tensor, see `rawbytes.digest`; "" if the base has no such tensor.
+        tied: further names of the same tensor in the model; None if they are not known.
 
     Raises:
         DeltaError: these do not fit together, or a value is inf or NaN; the message begins with the argument's name.
@@ -38,6 +39,7 @@ class Change:
     values: Tensor
     originals: Tensor | None
     digest: str
+    tied: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in BITS:
@@ -55,6 +57,8 @@ class Change:
                 raise DeltaError(f"{name}: expected finite values, got inf or NaN in {int((~values.isfinite()).sum())}")
         if not HEX.fullmatch(self.digest) and not self.is_new:
             raise DeltaError(f"digest: expected {DIGEST} hexadecimal digits, got {self.digest!r}")
+        if self.tied is not None and len(set(self.tied)) < len(self.tied):
+            raise DeltaError(f"tied: expected names, each once, got {self.tied}")
 
     def _checked_indices(self, indices: Tensor) -> Tensor:
         if indices.dtype != torch.int32 or indices.dim() != 1 or not len(indices):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ def difference_of_files(
     new = {modern(name): (name, stored) for name, stored in tuned.tensors.items()}
     naming = _naming(old, new)
     partners = {name: naming.stored(name) for name in new}
+    lost = sorted(set(old) - set(partners.values()))
     if not allow_missing:
-        check_none_lost(sorted(set(old) - set(partners.values())))
+        check_none_lost(lost)
+    tied = None if lost else ()  # each name that the base has is looked at here, whatever else it may mean
     meter = Meter(sum(stored.nbytes for _, stored in new.values()), progress)
     changes = {}
     with Reader(base) as before, Reader(tuned) as after:
@@ -40,7 +43,7 @@ def difference_of_files(
             first = old.get(partners[name])
             change = _compare(name, before, first, after, key, stored, whole_above)
             if change is not None:
-                changes[name] = change
+                changes[name] = replace(change, tied=tied)
             meter.add(stored.nbytes, f"comparing {name}")
     return changes, tuned.config
 

@@ -99,7 +99,8 @@ def _join_sparse(a: Change, b: Change, *, last: bool) -> tuple[Change, int]:
     if a.originals is not None and b.originals is not None:
         originals = take(a.originals, b.originals)
     values = take(a.values, b.values)
-    return Change(a.shape, a.dtype, joined[order], values, originals, a.digest), conflicts
+    tied = a.tied if a.tied == b.tied else None
+    return Change(a.shape, a.dtype, joined[order], values, originals, a.digest, tied), conflicts
 
 
 def _about(deltas: Sequence[SparseDelta], on_conflict: str) -> About:

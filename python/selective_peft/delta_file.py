@@ -105,6 +105,7 @@ def _metadata(changes: Changes, about: About, encoding: str) -> dict[str, str]:
             "dtype": NAMES[change.dtype],
             "entries": None if change.indices is None else len(change.indices),
             "digest": change.digest,
+            "tied": None if change.tied is None else list(change.tied),
         }
         for name, change in sorted(changes.items())
     }
@@ -173,8 +174,8 @@ def _read(container: Container) -> dict[str, Change]:
 
 
 def _change(container: Container, name: str, entry: Any, encoding: str, left: set[str]) -> Change:
-    if not isinstance(entry, dict) or entry.keys() != {"shape", "dtype", "entries", "digest"}:
-        raise DeltaError(f"expected an object of shape, dtype, entries and digest, got {str(entry)[:80]}")
+    if not isinstance(entry, dict) or entry.keys() != {"shape", "dtype", "entries", "digest", "tied"}:
+        raise DeltaError(f"expected an object of shape, dtype, entries, digest and tied, got {str(entry)[:80]}")
     shape, dtype, entries = tuple(_shape(entry["shape"])), entry["dtype"], entry["entries"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise DeltaError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -182,6 +183,9 @@ def _change(container: Container, name: str, entry: Any, encoding: str, left: se
         raise DeltaError(f"entries: expected an integer above 0 or null, got {entries!r}")
     if not isinstance(entry["digest"], str):
         raise DeltaError(f"digest: expected text, got {entry['digest']!r}")
+    tied = entry["tied"]
+    if tied is not None and not (isinstance(tied, list) and all(isinstance(other, str) for other in tied)):
+        raise DeltaError(f"tied: expected a list of names or null, got {str(tied)[:80]}")
     code = CODES[DTYPES[dtype]]
     size: tuple[int, ...] = shape if entries is None else (entries,)
     values = _take(container, name if entries is None else f"{name}.values", code, size, left)
@@ -190,7 +194,8 @@ def _change(container: Container, name: str, entry: Any, encoding: str, left: se
     indices = None
     if entries is not None:
         indices = _indices(container, name, entries, shape, encoding, left)
-    return Change(shape, DTYPES[dtype], indices, values, originals, entry["digest"])
+    names = None if tied is None else tuple(tied)
+    return Change(shape, DTYPES[dtype], indices, values, originals, entry["digest"], names)
 
 
 def _shape(given: Any) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from selective_peft.about import About, describe_model, plain
 from selective_peft.changes import Change
 from selective_peft.differing import Differing, differing, pieces
 from selective_peft.errors import DeltaError
-from selective_peft.naming import named_params, named_saved_buffers, unwrapped
+from selective_peft.naming import named_params, named_saved_buffers, tied_names, unwrapped
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.rawbytes import BITS, digest, from_bits, raw, same_bits
 
@@ -58,7 +59,13 @@ def changes_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Change]:
                 raise ValueError(f"model: expected all parameters of the optimizer, one of {list(param.shape)} is none")
     _warn_of_statistics(model)
     found = {names[id(param)]: change for param, change in (*_selected(inner), *_dense(inner))}
-    return {name: found[name] for name in params if name in found}
+    return with_ties({name: found[name] for name in params if name in found}, model)
+
+
+def with_ties(changes: dict[str, Change], model: nn.Module) -> dict[str, Change]:
+    """The changes with what the model's tensors are called besides."""
+    ties = tied_names(model)
+    return {name: replace(change, tied=ties.get(name, ())) for name, change in changes.items()}
 
 
 def _selected(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
@@ -140,7 +147,8 @@ def differences(
     if not isinstance(tuned, nn.Module):
         new = {name: tuned[name] for name, first in _first_names(tuned).items() if _apart(old, name, first)}
     found = {name: difference(name, old.get(name), tensor, whole_above) for name, tensor in new.items()}
-    return {name: change for name, change in found.items() if change is not None}
+    changes = {name: change for name, change in found.items() if change is not None}
+    return with_ties(changes, tuned) if isinstance(tuned, nn.Module) else changes
 
 
 def check_whole_above(share: float) -> None:

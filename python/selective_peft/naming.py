@@ -50,6 +50,25 @@ def named_saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     return dict(found.values())
 
 
+def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The further names of each parameter that has several, by the name that `named_params` gives it."""
+    found: dict[int, list[str]] = {}
+    for name, param in _all_names(model, "", frozenset()):
+        found.setdefault(id(param), []).append(name)
+    return {names[0]: tuple(names[1:]) for names in found.values() if len(names) > 1}
+
+
+def _all_names(module: nn.Module, prefix: str, around: frozenset[int]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter under each of its names, in the order of `named_modules()`; `around`: modules that hold this."""
+    bare = unwrapped(module)
+    if id(bare) in around:
+        return
+    yield from ((prefix + name, param) for name, param in bare._parameters.items() if param is not None)
+    for name, child in bare._modules.items():
+        if child is not None:
+            yield from _all_names(child, f"{prefix}{name}.", around | {id(bare)})
+
+
 def _bare_modules(module: nn.Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """Each module once, with what stands before the names in it, in the order of `named_modules()`."""
     bare = unwrapped(module)

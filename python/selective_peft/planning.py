@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,12 +151,19 @@ class Planner:
                 yield key
 
     def _tied(self, name: str, change: Change, key: str | None) -> list[str]:
-        """Other stored tensors that are the same one, because the model ties them: embeddings and heads, in no layer.
+        """Other stored tensors that are the same one, because the model ties them.
+
+        The delta names them, if it comes from a model. If it does not, they are embeddings and heads, in no layer, with
+        the same content.
 
         Args:
             name, change: of the delta.
             key: of the tensor itself; None if it is stored under other names only.
         """
+        if change.tied is not None:
+            named = self._under_other_names(name, change, change.tied)
+            if named or key is not None:
+                return named
         ties = self._ties()
         if is_numbered(name) or ties is False:
             return []
@@ -172,6 +179,14 @@ class Planner:
                 f"{same[0]!r} are equal, and may be one tensor or two"
             )
         return same
+
+    def _under_other_names(self, name: str, change: Change, others: Iterable[str]) -> list[str]:
+        """The stored tensors of the names that the model ties to this one."""
+        keys = [self._keys.get(self.naming.stored(other)) for other in others]
+        found = [key for key in keys if key is not None and key not in self.edits]
+        for key in found:
+            self._check_fits(name, change, self.stored[key])
+        return found
 
     def _ties(self) -> bool | None:
         """Whether the model ties tensors; None if no configuration is known."""

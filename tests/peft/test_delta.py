@@ -114,6 +114,7 @@ def test_tied_parameters_and_state_dicts():
         SparseDelta.from_models({k: v.clone() for k, v in base.state_dict().items()}, tuned.state_dict()),
     ):
         assert list(delta.changes) == ["embed"]
+        assert delta.changes["embed"].tied in (("head",), None)
         model = copy.deepcopy(base)
         delta.apply_(model)
         assert_same_model(model, tuned)

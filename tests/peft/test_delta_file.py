@@ -88,7 +88,13 @@ def test_what_the_page_says_of_names_and_dtypes(delta, tmp_path):
     assert_bitwise_equal(tensors["4.weight"], delta.changes["4.weight"].values)
     assert (metadata["format"], metadata["version"], metadata["encoding"]) == ("selective-delta", "1", "indices")
     found = json.loads(metadata["tensors"])["0.weight"]
-    assert found == {"shape": [50, 40], "dtype": "bfloat16", "entries": len(change.indices), "digest": change.digest}
+    assert found == {
+        "shape": [50, 40],
+        "dtype": "bfloat16",
+        "entries": len(change.indices),
+        "digest": change.digest,
+        "tied": [],
+    }
     lines = [f"{name} bfloat16 {list(each.shape)} {each.digest}\n" for name, each in sorted(delta.changes.items())]
     assert metadata["fingerprint"] == hashlib.sha256("".join(lines).encode()).hexdigest()
     config = json.loads((tmp_path / "selective_config.json").read_text())
@@ -188,6 +194,7 @@ DESCRIPTIONS = {
     "dtype": ["float32", "float64", "int8", None, 3],
     "entries": [0, -1, 10**12, "7", 1.5, True, None],
     "digest": ["", "x" * 32, "A" * 32, None, 5],
+    "tied": ["a", ["a", "a"], ["a", 1], 0, {}],
 }
 
 

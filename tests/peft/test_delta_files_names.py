@@ -1,4 +1,4 @@
-"""Which stored tensor a delta's name means: prefixes, tied tensors under one name or two, old names of layer norms."""
+"""Which stored tensor a delta's name means: prefixes, and old names of layer norms."""
 
 import json
 
@@ -8,8 +8,6 @@ from checkpoints import applied, assert_same_tensors, base_tensors, refused, ren
 from deltatests import changed, random_tensor
 from selective_peft import SparseDelta
 from selective_peft.patch_files import apply_files, diff_files, merge_files, revert_files
-
-TIED = {"tie_word_embeddings": True}
 
 
 @pytest.mark.parametrize(
@@ -162,90 +160,6 @@ def test_undone_without_originals(tmp_path):
     delta.save(tmp_path / "delta", originals=False)
     out = applied(write(tmp_path / "base", base), delta)
     refused("they were not kept", revert_files, out, SparseDelta.load(tmp_path / "delta"))
-
-
-# ---------------------------------------------------------------------- tied tensors
-
-
-def tied_pair():
-    words = random_tensor((20, 6), torch.float32, 4)
-    inner = random_tensor((6, 6), torch.float32, 5)
-    base = {"model.embed.weight": words, "model.layer.0.weight": inner}
-    return base, {name: changed(tensor, 0.1, 6) for name, tensor in base.items()}
-
-
-@pytest.mark.parametrize("whole_above", [0.5, 0.0])
-def test_a_tied_tensor_stored_twice_is_changed_twice(tmp_path, whole_above):
-    """Else transformers would find two different ones and untie them."""
-    base, tuned = tied_pair()
-    delta = SparseDelta.from_models(base, tuned, whole_above=whole_above)
-    folder = write(tmp_path / "base", {**base, "lm_head.weight": base["model.embed.weight"]}, 3, TIED)
-    out = applied(folder, delta)
-    assert_same_tensors(tensors_in(out), {**tuned, "lm_head.weight": tuned["model.embed.weight"]})
-    revert_files(out, delta, tmp_path / "back")
-    assert_same_tensors(tensors_in(tmp_path / "back"), tensors_in(folder))
-
-
-@pytest.mark.parametrize("config", [{"tie_word_embeddings": False}, {"text_config": {"tie_word_embeddings": False}}])
-def test_equal_tensors_that_are_not_tied_stay_apart(tmp_path, config):
-    base, tuned = tied_pair()
-    twice = {**base, "lm_head.weight": base["model.embed.weight"]}
-    out = applied(write(tmp_path / "base", twice, config=config), SparseDelta.from_models(base, tuned))
-    assert_same_tensors(tensors_in(out), {**tuned, "lm_head.weight": base["model.embed.weight"]})
-
-
-def test_equal_tensors_of_which_nobody_says_whether_they_are_tied(tmp_path):
-    """A frozen copy of a network, say; a configuration beside the file decides."""
-    base = {"student.weight": random_tensor((20, 6), torch.float32, 4)}
-    base["teacher.weight"] = base["student.weight"].clone()
-    tuned = {**base, "student.weight": changed(base["student.weight"], 0.1, 6)}
-    folder = write(tmp_path / "base", base)
-    (folder / "config.json").unlink()
-    delta = diff_files(folder, write(tmp_path / "tuned", tuned))
-    delta = SparseDelta(delta.changes)
-    words = "expected a config.json with tie_word_embeddings, .*'student.weight' and 'teacher.weight' are equal"
-    refused(words, apply_files, folder, delta)
-    (folder / "config.json").write_text('{"tie_word_embeddings": false}')
-    assert_same_tensors(tensors_in(applied(folder, delta)), tuned)
-
-
-def test_equal_constants_are_not_tied(tmp_path):
-    """Biases and norms begin as zeros and ones."""
-    base = {"a.bias": torch.zeros(8), "b.bias": torch.zeros(8)}
-    tuned = {"a.bias": torch.tensor([0.0] * 7 + [1.0])}
-    out = applied(
-        write(tmp_path / "base", base, config=TIED), SparseDelta.from_models({"a.bias": base["a.bias"]}, tuned)
-    )
-    assert_same_tensors(tensors_in(out), {**tuned, "b.bias": base["b.bias"]})
-
-
-@pytest.mark.parametrize("whole_above", [0.5, 0.0])
-def test_a_tied_tensor_stored_under_its_other_names(tmp_path, whole_above):
-    """As old checkpoints of T5 have it; found by content, patched, and undone."""
-    base, tuned = tied_pair()
-    delta = SparseDelta.from_models(base, tuned, whole_above=whole_above)
-    names = ("encoder.embed.weight", "decoder.embed.weight")
-    stored = {**base, **dict.fromkeys(names, base["model.embed.weight"])}
-    del stored["model.embed.weight"]
-    folder = write(tmp_path / "base", stored, 2, TIED)
-    out = applied(folder, delta)
-    patched = {
-        **dict.fromkeys(names, tuned["model.embed.weight"]),
-        "model.layer.0.weight": tuned["model.layer.0.weight"],
-    }
-    assert_same_tensors(tensors_in(out), patched)
-    revert_files(out, delta, tmp_path / "back")
-    assert_same_tensors(tensors_in(tmp_path / "back"), stored)
-
-
-def test_no_partner_of_a_tied_tensor(tmp_path):
-    """The only candidate has other values."""
-    base, tuned = tied_pair()
-    stored = {"lm_head.weight": base["model.embed.weight"] + 1, "model.layer.0.weight": base["model.layer.0.weight"]}
-    folder = write(tmp_path / "base", stored, config=TIED)
-    for check in (True, False):
-        message = "expected a tensor 'model.embed.weight', there is none"
-        refused(message, apply_files, folder, SparseDelta.from_models(base, tuned), check=check)
 
 
 # ---------------------------------------------------------------------- old names

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from selective_peft.naming import count_by_place, layer_order, named_params, places, top_modules, unwrapped
+from selective_peft.naming import count_by_place, layer_order, named_params, places, tied_names, top_modules, unwrapped
 from torch import nn
 from torch.nn.parallel import DataParallel
 
@@ -123,3 +123,19 @@ def test_names_without_a_compiler_do_not_import_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "False"
+
+
+def test_further_names_of_tied_parameters():
+    """Of shared parameters and shared modules, in their order, without what wrappers add."""
+    model = nn.Module()
+    model.embed = nn.Embedding(4, 3)
+    model.part = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4))
+    model.part[1].weight = model.embed.weight
+    model.again = model.embed
+    model.loop = nn.Module()
+    model.loop.weight = model.part[0].bias
+    expected = {"embed.weight": ("part.1.weight", "again.weight"), "part.0.bias": ("loop.weight",)}
+    assert tied_names(model) == expected
+    model.part = torch.compile(model.part, backend="eager")
+    assert tied_names(nn.DataParallel(model)) == expected
+    assert tied_names(nn.Linear(2, 2)) == {}
