@@ -2,8 +2,9 @@
 
 Lists are random positions of a few densities, and what a short run of ID3 selects in a real model: once a list for each
 tensor, as a file has them (then a call's own time counts, for such lists are short), and once all in one. Speeds are in
-encoded bytes and in offsets per second, and as times the time of copying the list. First every way must give back what
-it was given, and the compiled kernels the reference's bytes.
+encoded bytes and in offsets per second, and as times the time of copying the list. What counts is the thread's own time:
+whatever else a busy machine does would weigh more here than in work that uses all threads. First every way must give
+back what it was given, and the compiled kernels the reference's bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -80,6 +82,13 @@ def contenders(selected: Selected, code: Code, passes: int) -> tuple[list[Conten
     return made, sum(code.nbytes(each) for each in stored)
 
 
+def thread_seconds(run: Callable[[], object]) -> float:
+    """Seconds that this thread computes until `run` returns."""
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
 def measure(selected: Selected, rounds: int, stamp: Mapping[str, str]) -> list[dict[str, object]]:
     """A CSV row for each way to store the lists.
 
@@ -90,10 +99,10 @@ def measure(selected: Selected, rounds: int, stamp: Mapping[str, str]) -> list[d
     passes = max(1, LEAST_OFFSETS // selected.count)
     made = {code.name: contenders(selected, code, passes) for code in CODES}
     quick = [each for code in CODES if not code.slow for each in made[code.name][0]]
-    timings = interleave(quick, rounds, warmups=2)
+    timings = interleave(quick, rounds, warmups=2, timer=thread_seconds)
     for code in CODES:
         if code.slow:  # apart, for in its wake everybody would find cold caches
-            timings |= interleave(made[code.name][0], 1, warmups=0)
+            timings |= interleave(made[code.name][0], 1, warmups=0, timer=thread_seconds)
     rows = []
     for code in CODES:
         nbytes = made[code.name][1]
@@ -172,7 +181,7 @@ def page(rows: Sequence[Mapping[str, str]]) -> str:
     ]
     title = (
         f"Index lists, encoded and decoded in one thread; {first['cpu']}, medians of {first['rounds']} rounds (zlib: "
-        "once; `python -m benchmarks.gaps`, `benchmarks/results/gaps.csv`):"
+        "once), the thread's own time (`python -m benchmarks.gaps`, `benchmarks/results/gaps.csv`):"
     )
     header = ("lists (how many, of how many offsets)", "code", "bytes per offset", "bound for random positions")
     return f"{title}\n\n" + markdown((*header, "encode MB/s", "M offsets/s", "decode MB/s", "M offsets/s"), lines)
