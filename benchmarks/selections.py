@@ -15,7 +15,7 @@ from benchmarks.reviews import Batches, load, split_by_movie
 from benchmarks.training import HEAD, Method, Recipe
 
 REVIEWS = 3000  # of the training side; enough for the steps of a short run
-RANDOM_COLUMNS = 1024
+RANDOM, RANDOM_COLUMNS = "random positions", 1024
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def random_positions(share: float, count: int, seed: int = 0) -> Selected:
     """Positions that are each taken with the same probability, as one list."""
     steps = np.random.default_rng(seed).geometric(share, count)
     offsets = torch.from_numpy((np.cumsum(steps) - 1).astype(np.int32))
-    return Selected("random positions", share, [offsets], [int(offsets[-1]) + 1], [RANDOM_COLUMNS])
+    return Selected(RANDOM, share, [offsets], [int(offsets[-1]) + 1], [RANDOM_COLUMNS])
 
 
 def id3_run(share: float, steps: int, batch_size: int = 16) -> Selected:
