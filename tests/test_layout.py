@@ -19,6 +19,7 @@ NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in ("
 LONGEST = 300  # lines; a file past that is two ideas
 STANDARD = {"__future__", "array", "collections", "dataclasses", "functools", "importlib", "itertools", "math"}
 STANDARD |= {
+    "bisect",
     "abc",
     "contextlib",
     "fnmatch",

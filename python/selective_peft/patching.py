@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
@@ -13,7 +14,7 @@ from selective_kernels.checks import check_param
 from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
 from selective_peft.making_deltas import state_of
-from selective_peft.rawbytes import bits, digest, from_bits, same_bits
+from selective_peft.rawbytes import bits, digest, same_bits
 
 Changes = Mapping[str, Change]
 
@@ -21,17 +22,19 @@ Changes = Mapping[str, Change]
 class Targets:
     """The tensors of a model that changes are for, and the places in them.
 
+    Args:
+        model: its tensors by name, see `making_deltas.state_of`.
+        changes: by name.
+
     Raises:
         DeltaError: the model lacks one, or has it with another shape, dtype or layout.
     """
 
-    def __init__(self, model: nn.Module, changes: Changes) -> None:
-        found = state_of(model)
-        missing = [name for name in changes if name not in found]
+    def __init__(self, model: Mapping[str, Tensor], changes: Changes) -> None:
+        missing = [name for name in changes if name not in model]
         if missing:
             raise DeltaError(f"model: expected a tensor {missing[0]!r}, it has none ({len(missing)} are missing)")
-        self.changes = changes
-        self.tensors = {name: found[name].detach() for name in changes}
+        self.tensors = {name: model[name].detach() for name in changes}
         for name, change in changes.items():
             check_fits(name, change, self.tensors[name])
         self.sparse = [name for name, change in changes.items() if change.indices is not None]
@@ -46,24 +49,36 @@ class Targets:
         offsets = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int32)
         self.index = SparseIndex(offsets.to(self.table.device), [0, *accumulate(len(each) for each in lists)])
 
-    def now(self) -> dict[str, Tensor]:
-        """The values that stand at the changes' places: copies on the CPU."""
-        found = gather_bits(self.table, self.index).cpu()
-        starts = self.index.starts
-        values = {
-            name: from_bits(found[starts[i] : starts[i + 1]], self.table.dtypes[i])
-            for i, name in enumerate(self.sparse)
-        }
-        return {**values, **{name: self.tensors[name].cpu() for name in self.whole}}
+    def differing(self, values: Mapping[str, Tensor]) -> str | None:
+        """The name of a tensor with others than these values at its changes' places; None if there is none.
+
+        Args:
+            values: by name, of the tensors that are changed in part, and of whole ones as far as they are to be looked
+                at.
+        """
+        found, expected = gather_bits(self.table, self.index).cpu(), self._packed(values)
+        if not torch.equal(found, expected):
+            at = int((found != expected).int().argmax())
+            return self.sparse[bisect_right(self.index.starts, at) - 1]
+        whole = (name for name in self.whole if name in values)
+        return next((name for name in whole if not same_bits(self.tensors[name].cpu(), values[name])), None)
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Puts values, by name, into the changes' places."""
-        wide = [bits(values[name]).int() for name in self.sparse]
-        joined = torch.cat(wide) if wide else torch.empty(0, dtype=torch.int32)
-        swap_(self.table, self.index, joined.to(self.table.device))
+        swap_(self.table, self.index, self._packed(values).to(self.table.device))
         for name in self.whole:
             self.tensors[name].copy_(values[name])
+
+    def _packed(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The raw bits of the values in the index's order, as the kernels have them: int32, 16-bit ones zero-extended.
+
+        All tensors in one: single ones are short, and there are hundreds of them.
+        """
+        parts = [bits(values[name]) for name in self.sparse]
+        if not self.table.float32_only:
+            parts = [part if part.dtype == torch.int32 else part.int().bitwise_and_(0xFFFF) for part in parts]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
 
 
 def check_fits(name: str, change: Change, tensor: Tensor) -> None:
@@ -94,25 +109,14 @@ def originals_of(changes: Changes) -> dict[str, Tensor]:
 
 def apply_(changes: Changes, model: nn.Module, *, check: bool) -> None:
     """See `SparseDelta.apply_`."""
-    targets = Targets(model, changes)
+    targets = Targets(state_of(model), changes)
     if check:
-        now = targets.now()
         for name in targets.sparse:
-            check_base(name, changes[name], targets.tensors[name], now[name])
+            if digest(targets.tensors[name]) != changes[name].digest:
+                one = {name: changes[name]}
+                applied = Targets(targets.tensors, one).differing(values_of(one)) is None
+                raise already_applied(name) if applied else not_the_base(name)
     targets.write(values_of(changes))
-
-
-def check_base(name: str, change: Change, tensor: Tensor, now: Tensor) -> None:
-    """Raises DeltaError unless a tensor is the base's.
-
-    Args:
-        name: of the tensor.
-        change: of some of its scalars.
-        tensor: of the model.
-        now: what stands at the change's places.
-    """
-    if digest(tensor) != change.digest:
-        raise already_applied(name) if same_bits(now, change.values) else not_the_base(name)
 
 
 def already_applied(name: str) -> DeltaError:
@@ -138,23 +142,17 @@ def not_undone(name: str) -> DeltaError:
 def revert_(changes: Changes, model: nn.Module, *, check: bool) -> None:
     """See `SparseDelta.revert_`."""
     originals = originals_of(changes)
-    targets = Targets(model, changes)
+    targets = Targets(state_of(model), changes)
     if check:
-        now = targets.now()
-        for name, change in changes.items():
-            check_tuned(name, change, now[name])
+        check_applied(targets, changes)
         for name in targets.sparse:
             if digest(changes[name].substituted(targets.tensors[name], originals[name])) != changes[name].digest:
                 raise not_undone(name)
     targets.write(originals)
 
 
-def check_tuned(name: str, change: Change, now: Tensor) -> None:
-    """Raises DeltaError unless the delta's values stand at its places."""
-    if not same_bits(now, change.values):
-        raise not_applied(name)
-
-
-def names_of(parts: Iterable[Changes]) -> list[str]:
-    """All names, each once."""
-    return list(dict.fromkeys(name for changes in parts for name in changes))
+def check_applied(targets: Targets, changes: Changes) -> None:
+    """Raises DeltaError unless the changes' values stand at their places."""
+    other = targets.differing(values_of(changes))
+    if other is not None:
+        raise not_applied(other)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from selective_peft.changes import Change
 from selective_peft.composing import check_one_base
 from selective_peft.delta import SparseDelta
 from selective_peft.errors import DeltaError
-from selective_peft.patching import Targets, check_tuned, originals_of, values_of
-from selective_peft.rawbytes import same_bits
+from selective_peft.making_deltas import state_of
+from selective_peft.patching import Targets, check_applied, originals_of, values_of
 
 NONE = SparseDelta({})
 
@@ -36,24 +35,20 @@ def swap_(model: nn.Module, old: SparseDelta | None, new: SparseDelta | None, *,
     before = originals_of(old.changes)
     for name in old.changes.keys() & new.changes.keys():
         check_one_base(name, old.changes[name], new.changes[name])
-    leaving, coming = Targets(model, old.changes), Targets(model, new.changes)
+    state = state_of(model)
+    leaving, coming = Targets(state, old.changes), Targets(state, new.changes)
+    known = {
+        name: change
+        for name, change in new.changes.items()
+        if change.originals is not None and change.indices is not None
+    }
+    expected = coming if len(known) == len(coming.sparse) else Targets(state, known)
     if check:
-        now = leaving.now()
-        for name, change in old.changes.items():
-            check_tuned(name, change, now[name])
+        check_applied(leaving, old.changes)
     leaving.write(before)
     if check:
-        try:
-            _check_originals(new, coming)
-        except DeltaError:
+        other = expected.differing(originals_of(known))
+        if other is not None:
             leaving.write(values_of(old.changes))
-            raise
+            raise DeltaError(f"{other}: expected the base's values at the places of `new`, got others")
     coming.write(values_of(new.changes))
-
-
-def _check_originals(new: SparseDelta, coming: Targets) -> None:
-    now = coming.now()
-    for name in coming.sparse:
-        change: Change = new.changes[name]
-        if change.originals is not None and not same_bits(now[name], change.originals):
-            raise DeltaError(f"{name}: expected the base's values at the places of `new`, got others")

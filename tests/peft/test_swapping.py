@@ -92,3 +92,20 @@ def test_what_does_not_fit_is_refused(tmp_path):
     moved = {n: p + 1 for n, p in base.named_parameters()}
     strange = SparseDelta.from_models(moved, {n: p + (p > 1.1) for n, p in moved.items()}, whole_above=1.0)
     refused(copy.deepcopy(models[0]), a, strange, "expected deltas of one base")
+
+
+def test_a_delta_without_all_originals_may_come_in(tmp_path):
+    """What it knows of the base is checked, the rest is not."""
+    base, models, (a, b) = tasks()
+    b.save(tmp_path, originals=False)
+    bare = SparseDelta.load(tmp_path)
+    first = next(name for name, change in b.changes.items() if not change.is_whole)
+    some = SparseDelta({**bare.changes, first: b.changes[first]})
+    for new in (bare, some):
+        live = copy.deepcopy(models[0])
+        swap_(live, a, new)
+        assert_same_model(live, models[1])
+    live = copy.deepcopy(base)
+    live.get_parameter(first).detach().view(-1)[b.changes[first].indices.long()[-1]] += 1
+    refused(live, None, some, f"{first}: expected the base's values at the places of `new`")
+    swap_(live, None, bare)
