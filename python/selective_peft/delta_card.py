@@ -11,7 +11,7 @@ from selective_peft.about import About, plain
 from selective_peft.changes import Change
 
 LIBRARY = "selective-kernels"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # of a model; not of a folder
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner and model; folders are called by one name
 
 
 def config(metadata: Mapping[str, str], about: About) -> str:

@@ -67,3 +67,13 @@ def test_a_new_tensor_without_scalars(tmp_path, compact):
     delta = SparseDelta.from_models({"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.empty(0, 3)})
     delta.save(tmp_path / "delta", compact=compact)
     assert SparseDelta.load(tmp_path / "delta").changes["b"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(("base", "named"), [("org/model-1.0", True), ("model", False), ("a/b/c", False), ("", False)])
+def test_the_card_names_a_base_that_the_hub_can_find(tmp_path, base, named):
+    """A folder's name would be looked for there, or be refused."""
+    delta = SparseDelta.from_models({"a": torch.zeros(3)}, {"a": torch.ones(3)}, base_model=base)
+    delta.save(tmp_path)
+    front = (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert (f"base_model: {base}\nbase_model_relation: adapter\n" in front) == named
+    assert ("base_model" in front) == named
