@@ -30,8 +30,7 @@ lint: build
 	@echo "longest files:"; wc -l $$(git ls-files '*.py' '*.cpp' '*.h') | sort -rn | sed -n 2,8p
 
 bench: build
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.memory
+	for suite in ops step end2end memory scaling; do $(BIN)/python -m benchmarks $$suite || exit 1; done
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.gaps
 	$(BIN)/python -m benchmarks.deltas

@@ -1,0 +1,40 @@
+"""Bars: what a measured number is held against. One that is missed is printed like the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A measured number and its limit.
+
+    Attributes:
+        what: what was measured, and where.
+        measured, limit: in `unit`.
+        least: the number must be at least the limit; otherwise at most.
+        unit: for screens, such as " x".
+    """
+
+    what: str
+    measured: float
+    limit: float
+    least: bool = False
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the limit is kept; never for NaN."""
+        return self.measured >= self.limit if self.least else self.measured <= self.limit
+
+    def __str__(self) -> str:
+        sign = ">=" if self.least else "<="
+        verdict = "met" if self.met else "NOT MET"
+        return f"{self.what}: {self.measured:.3g}{self.unit}, bar {sign} {self.limit:g}{self.unit}: {verdict}"
+
+
+def format_bars(bars: Sequence[Bar]) -> str:
+    """One line per bar, those that are not met first, and how many are met."""
+    ordered = sorted(bars, key=lambda bar: bar.met)
+    return "\n".join([f"Bars: {sum(bar.met for bar in bars)} of {len(bars)} met", *map(str, ordered)])
