@@ -35,9 +35,13 @@ class Timing:
         """Slowest round, seconds."""
         return max(self.seconds)
 
+    def ratios(self, other: Timing) -> list[float]:
+        """Of each round that both took part in: its time over the other's."""
+        return [mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=False)]
+
     def ratio(self, other: Timing) -> float:
-        """Median over the rounds that both took part in of this round's time over the other's."""
-        return statistics.median(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=False))
+        """Median of `ratios`."""
+        return statistics.median(self.ratios(other))
 
 
 @dataclass(frozen=True)
