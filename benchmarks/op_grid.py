@@ -23,6 +23,7 @@ AXES = {  # what an operation's time can depend on
     "swap": INDEXING,
 }
 ALONE = ("isa", "backend")  # axes that rivals do not depend on
+THOROUGH = ("base", "N")  # axes along which rivals that take seconds take part
 ALL_AXES = AXES["scan+topk"]
 MODELS = {"small": ("1m", "64k"), "full": ("minilm-l6", "1m", "bert-base")}  # the first is the base
 DTYPES = {"small": ("float32", "bfloat16"), "full": ("float32", "bfloat16", "float16")}

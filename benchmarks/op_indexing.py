@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
-from benchmarks.op_problem import Made, Problem, line_bytes
+from benchmarks.op_problem import NONE, Made, Problem, line_bytes
 from selective_kernels import Table, gather, scatter_, swap_
 from selective_kernels.testing import assert_bitwise_equal
 
@@ -24,6 +24,20 @@ class Entries(NamedTuple):
     flat: Tensor
     positions: Tensor
     where: slice
+
+
+class Way(NamedTuple):
+    """A way to do an operation.
+
+    Attributes:
+        name: unique among those measured together.
+        run: does it once.
+        written: what it writes to: one tensor for each parameter, or all of them as one.
+    """
+
+    name: str
+    run: Callable[[], object]
+    written: list[Tensor]
 
 
 def entries(problem: Problem, tensors: Sequence[Tensor]) -> list[Entries]:
@@ -40,97 +54,83 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 def gathering(problem: Problem) -> Made:
     """Values at the selected entries, as float32."""
-    index, count = problem.index, problem.index.count
-    mine, theirs = torch.empty(count, device=problem.device), torch.empty(count, device=problem.device)
-    stored = torch.empty(count, dtype=problem.params[0].dtype, device=problem.device)
+    index, count, device = problem.index, problem.index.count, problem.device
+    stored = torch.empty(count, dtype=problem.params[0].dtype, device=device)
+    mine, selected, indexed, from_flat = (torch.full((count,), torch.nan, device=device) for _ in range(4))
     flat, parts = joined(problem.params), entries(problem, problem.params)
 
     def select() -> None:
         for each in parts:
             torch.index_select(each.flat, 0, each.positions, out=stored[each.where])
-        theirs.copy_(stored)
+        selected.copy_(stored)
 
-    def indexed() -> None:
+    def by_indexing() -> None:
         for each in parts:
-            theirs[each.where] = each.flat[each.positions]
+            indexed[each.where] = each.flat[each.positions]
 
-    def select_flat() -> None:
-        theirs.copy_(flat.index_select(0, problem.flat))
-
-    rivals = {SELECT: select, INDEX: indexed, FLAT: select_flat}
-
-    def ours() -> Tensor:
-        return gather(problem.table, index, out=mine, backend=problem.backend)
+    ways = [
+        Way("ours", lambda: gather(problem.table, index, out=mine, backend=problem.backend), [mine]),
+        Way(SELECT, select, [selected]),
+        Way(INDEX, by_indexing, [indexed]),
+        Way(FLAT, lambda: from_flat.copy_(flat.index_select(0, problem.flat)), [from_flat]),
+    ]
 
     def check() -> None:
-        expected = gather(problem.table, index, backend="reference")
-        ours()
-        _same("gather, ours", [mine], [expected])
-        for name, rival in rivals.items():
-            theirs.fill_(float("nan"))
-            rival()
-            _same(f"gather, {name}", [theirs], [expected])
+        check_ways("gather", _taking_part(ways, problem), [gather(problem.table, index, backend="reference")])
 
     nbytes = line_bytes(problem.params, index) + (4 + 4) * count
-    return Made(_contenders(ours, rivals), nbytes, "read", check)
+    return Made(_contenders(ways, problem), nbytes, "read", check)
 
 
 def scattering(problem: Problem) -> Made:
     """Float32 values, rounded to the parameters' type, into the selected entries."""
-    index, values = problem.index, _values(problem)
-    mine, per_tensor, indexed, flat, parts = _targets(problem)
-    table = Table(mine)
-
-    def ours() -> None:
-        scatter_(table, index, values, backend=problem.backend)
+    index, values, dtype = problem.index, _values(problem), problem.params[0].dtype
+    mine, copied, assigned = ([param.clone() for param in problem.params] for _ in range(3))
+    flat, table = joined(problem.params), Table(mine)
+    for_copy, for_assignment = entries(problem, copied), entries(problem, assigned)
 
     def copy() -> None:
-        stored = values.to(flat.dtype)
-        for each in parts[0]:
+        stored = values.to(dtype)
+        for each in for_copy:
             each.flat.index_copy_(0, each.positions, stored[each.where])
 
     def assign() -> None:
-        stored = values.to(flat.dtype)
-        for each in parts[1]:
+        stored = values.to(dtype)
+        for each in for_assignment:
             each.flat[each.positions] = stored[each.where]
 
-    def copy_flat() -> None:
-        flat.index_copy_(0, problem.flat, values.to(flat.dtype))
-
-    rivals = {COPY: copy, SET: assign, FLAT_COPY: copy_flat}
+    ways = [
+        Way("ours", lambda: scatter_(table, index, values, backend=problem.backend), mine),
+        Way(COPY, copy, copied),
+        Way(SET, assign, assigned),
+        Way(FLAT_COPY, lambda: flat.index_copy_(0, problem.flat, values.to(dtype)), [flat]),
+    ]
 
     def check() -> None:
         expected = [param.clone() for param in problem.params]
         scatter_(expected, index, values, backend="reference")
-        _run_all(ours, rivals)
-        _same("scatter, ours", mine, expected)
-        _same_targets("scatter", (per_tensor, indexed, flat), expected)
+        check_ways("scatter", _taking_part(ways, problem), expected)
 
     nbytes = 2 * line_bytes(mine, index) + (4 + 4) * index.count
-    return Made(_contenders(ours, rivals), nbytes, "copy", check)
+    return Made(_contenders(ways, problem), nbytes, "copy", check)
 
 
 def swapping(problem: Problem) -> Made:
     """Values at the selected entries exchanged with a list of them; twice gives back what was there, bit for bit."""
-    index, dtype = problem.index, problem.params[0].dtype
-    mine, per_tensor, indexed, flat, parts = _targets(problem)
-    table, values = Table(mine), _values(problem).to(dtype)
-    integers = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
-    bits = values.view(integers).int()
-    bits = bits & 0xFFFF if dtype.itemsize == 2 else bits
+    index, values = problem.index, _values(problem).to(problem.params[0].dtype)
+    mine, copied, assigned = ([param.clone() for param in problem.params] for _ in range(3))
+    flat, table, bits = joined(problem.params), Table(mine), as_bits(values)
+    for_copy, for_assignment = entries(problem, copied), entries(problem, assigned)
     kept = [values.clone() for _ in range(3)]
 
-    def ours() -> None:
-        swap_(table, index, bits, backend=problem.backend)
-
     def copy() -> None:
-        for each in parts[0]:
+        for each in for_copy:
             before = each.flat.index_select(0, each.positions)
             each.flat.index_copy_(0, each.positions, kept[0][each.where])
             kept[0][each.where] = before
 
     def assign() -> None:
-        for each in parts[1]:
+        for each in for_assignment:
             before = each.flat[each.positions]
             each.flat[each.positions] = kept[1][each.where]
             kept[1][each.where] = before
@@ -140,57 +140,59 @@ def swapping(problem: Problem) -> Made:
         flat.index_copy_(0, problem.flat, kept[2])
         kept[2].copy_(before)
 
-    rivals = {COPY: copy, SET: assign, FLAT_COPY: copy_flat}
+    ways = [
+        Way("ours", lambda: swap_(table, index, bits, backend=problem.backend), mine),
+        Way(COPY, copy, copied),
+        Way(SET, assign, assigned),
+        Way(FLAT_COPY, copy_flat, [flat]),
+    ]
 
     def check() -> None:
         expected = [param.clone() for param in problem.params]
-        swap_(expected, index, bits.clone(), backend="reference")
-        _run_all(ours, rivals)
-        _same("swap, ours", mine, expected)
-        _same_targets("swap", (per_tensor, indexed, flat), expected)
-        _run_all(ours, rivals)
-        _same("swap, ours, twice", mine, problem.params)
-        _same_targets("swap, twice", (per_tensor, indexed, flat), problem.params)
+        swap_(expected, index, as_bits(values), backend="reference")
+        check_ways("swap", _taking_part(ways, problem), expected)
+        check_ways("swap, twice", _taking_part(ways, problem), problem.params)
 
     nbytes = 2 * line_bytes(mine, index) + (4 + 2 * 4) * index.count
-    return Made(_contenders(ours, rivals), nbytes, "copy", check)
+    return Made(_contenders(ways, problem), nbytes, "copy", check)
 
 
-Targets = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, tuple[list[Entries], list[Entries]]]
+def as_bits(values: Tensor) -> Tensor:
+    """Raw bits, zero-extended to int32, in memory of their own."""
+    if values.element_size() == 4:
+        return values.view(torch.int32).clone()
+    return values.view(torch.int16).int() & 0xFFFF
 
 
-def _targets(problem: Problem) -> Targets:
-    """Copies to write to: ours, of the two rivals that go by tensor, and one flat tensor; and the rivals' entries."""
-    mine, per_tensor, indexed = ([param.clone() for param in problem.params] for _ in range(3))
-    parts = (entries(problem, per_tensor), entries(problem, indexed))
-    return mine, per_tensor, indexed, joined(problem.params), parts
+def check_ways(name: str, ways: Sequence[Way], expected: Sequence[Tensor]) -> None:
+    """Runs each way once.
+
+    Args:
+        name: of the operation.
+        ways: what to run.
+        expected: what is to be written, for each parameter or as one tensor.
+
+    Raises:
+        Mismatch: one writes something else, in any bit.
+    """
+    for way in ways:
+        way.run()
+        wanted = expected if len(way.written) == len(expected) else [joined(expected)]
+        for i, (a, b) in enumerate(zip(way.written, wanted, strict=True)):
+            try:
+                assert_bitwise_equal(a, b, f"{name}, {way.name}: tensor {i}")
+            except AssertionError as error:
+                raise Mismatch(str(error)) from error
+
+
+def _taking_part(ways: list[Way], problem: Problem) -> list[Way]:
+    return ways[:1] if problem.rivals == NONE else ways
+
+
+def _contenders(ways: list[Way], problem: Problem) -> list[Contender]:
+    return [Contender(way.name, way.run) for way in _taking_part(ways, problem)]
 
 
 def _values(problem: Problem) -> Tensor:
     generator = torch.Generator(problem.device).manual_seed(5)
     return torch.randn(problem.index.count, generator=generator, device=problem.device)
-
-
-def _contenders(ours: Callable[[], object], rivals: dict[str, Callable[[], None]]) -> list[Contender]:
-    return [Contender("ours", ours), *(Contender(name, run) for name, run in rivals.items())]
-
-
-def _run_all(ours: Callable[[], object], rivals: dict[str, Callable[[], None]]) -> None:
-    for run in (ours, *rivals.values()):
-        run()
-
-
-def _same(name: str, actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
-    """Raises Mismatch unless tensors are equal, bit for bit."""
-    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        try:
-            assert_bitwise_equal(a, b, f"{name}: tensor {i}")
-        except AssertionError as error:
-            raise Mismatch(str(error)) from error
-
-
-def _same_targets(name: str, rivals: tuple[list[Tensor], list[Tensor], Tensor], expected: Sequence[Tensor]) -> None:
-    per_tensor, indexed, flat = rivals
-    _same(f"{name}, {COPY}", per_tensor, expected)
-    _same(f"{name}, {SET}", indexed, expected)
-    _same(f"{name}, {FLAT_COPY}", [flat], [joined(expected)])

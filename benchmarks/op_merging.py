@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
-from benchmarks.op_problem import Made, Problem, flat_positions
+from benchmarks.op_problem import NONE, Made, Problem, flat_positions
 from selective_kernels import SparseIndex, merge_
 
 ARRAYS = 4  # of each entry: two moments, the value and the step at its selection
@@ -37,10 +37,10 @@ def made(problem: Problem) -> Made:
     def ours() -> None:
         merge_(index, new, list(zip(arrays, fresh, strict=True)), backend=problem.backend)
 
-    ways: dict[str, Callable[[], list[Tensor]]] = {
-        SORT: lambda: by_sorting(where, added, before, fresh),
-        SEARCH: lambda: by_searching(where, added, before, fresh),
-    }
+    ways: dict[str, Callable[[], list[Tensor]]] = {}
+    if problem.rivals != NONE:
+        ways[SORT] = lambda: by_sorting(where, added, before, fresh)
+        ways[SEARCH] = lambda: by_searching(where, added, before, fresh)
 
     def check() -> None:
         restore(0)

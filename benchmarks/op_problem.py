@@ -20,6 +20,7 @@ MATRICES: dict[str, dict[str, Shape]] = {
     "1m": {f"matrix.{i}": (256, 256) for i in range(16)},
     "64k": {f"matrix.{i}": (64, 128) for i in range(8)},
 }
+ALL, QUICK, NONE = "all", "quick", "none"
 LINE = {"cpu": 64, "cuda": 32}  # bytes of a cache line; of a sector on a GPU
 
 
@@ -70,6 +71,7 @@ class Problem:
         index: the selected entries, by other gradients than `grads`.
         k: how many a step selects.
         backend: of ours.
+        rivals: who is checked and timed beside ours: `ALL`, `QUICK` (without those that take seconds) or `NONE`.
     """
 
     params: list[Tensor]
@@ -77,6 +79,7 @@ class Problem:
     index: SparseIndex
     k: int
     backend: str
+    rivals: str
 
     @cached_property
     def table(self) -> Table:
@@ -122,16 +125,14 @@ class Made:
     check: Callable[[], None]
 
 
-def make(
-    model: str, dtype: str, selected: float, k: float, backend: str, device: torch.device | str = "cpu"
-) -> Problem:
-    """A problem of these shares of a model's scalars; what is selected is the best by other gradients."""
-    shapes, kind = shapes_of(model), DTYPES[dtype]
+def make(point: Point, rivals: str = ALL, device: torch.device | str = "cpu") -> Problem:
+    """The problem of a point; what is selected is the best by other gradients."""
+    shapes, kind = shapes_of(point.model), DTYPES[point.dtype]
     params = random_tensors(shapes, PARAM_STD, kind, 0, device)
     other = random_tensors(shapes, GRAD_STD, kind, 1, device)
-    index = topk(params, other, round(selected * total(shapes)), SCORE, backend=backend)
+    index = topk(params, other, round(point.selected * total(shapes)), SCORE, backend=point.backend)
     grads = random_tensors(shapes, GRAD_STD, kind, 2, device)
-    return Problem(params, grads, index, max(1, round(k * total(shapes))), backend)
+    return Problem(params, grads, index, max(1, round(point.k * total(shapes))), point.backend, rivals)
 
 
 def flat_positions(index: SparseIndex, tensors: Sequence[Tensor]) -> Tensor:

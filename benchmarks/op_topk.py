@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
-from benchmarks.op_problem import SCORE, Made, Problem, flat_positions
+from benchmarks.op_problem import ALL, NONE, SCORE, Made, Problem, flat_positions
 from selective_kernels import SparseIndex, scan
 from selective_kernels.score import score_ref
 
@@ -35,11 +35,11 @@ def made(problem: Problem) -> Made:
         write_scores(params, grads, views)
         return scores.index_fill_(0, problem.flat, 0.0)
 
-    rivals: dict[str, Callable[[], Tensor]] = {
-        TOPK: lambda: scored().topk(k, sorted=False).indices.sort().values,
-        BY_TENSOR: lambda: best_by_tensor(scored(), sizes, k),
-    }
-    if len(scores) <= LARGEST_SORT:
+    rivals: dict[str, Callable[[], Tensor]] = {}
+    if problem.rivals != NONE:
+        rivals[TOPK] = lambda: scored().topk(k, sorted=False).indices.sort().values
+        rivals[BY_TENSOR] = lambda: best_by_tensor(scored(), sizes, k)
+    if problem.rivals == ALL and len(scores) <= LARGEST_SORT:
         rivals[SORT] = lambda: torch.sort(scored(), descending=True, stable=True).indices[:k].sort().values
 
     def check() -> None:

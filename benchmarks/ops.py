@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +19,10 @@ from benchmarks import op_indexing, op_merging, op_topk, op_update
 from benchmarks.bars import format_bars
 from benchmarks.device import Clock, gpu_environment
 from benchmarks.harness import interleave
-from benchmarks.op_grid import ALL_AXES, ALONE, points, takes
+from benchmarks.op_grid import ALL_AXES, ALONE, THOROUGH, points, takes
 from benchmarks.op_pictures import draw
 from benchmarks.op_probes import Cold, probes
-from benchmarks.op_problem import Made, Point, Problem, make
+from benchmarks.op_problem import ALL, NONE, QUICK, Made, Point, Problem, make
 from benchmarks.op_report import bars, rows_of, screen
 from benchmarks.report import describe, environment
 from selective_kernels.testing import num_threads, use_isa
@@ -61,13 +60,12 @@ def measure(point: Point, ops: Sequence[str], setup: Setup, advance: Callable[[]
         gate.Mismatch: a result is wrong.
     """
     rows = []
+    rivals = NONE if point.axis in ALONE else ALL if point.axis in THOROUGH else QUICK
     with settings(point):
-        problem = make(point.model, point.dtype, point.selected, point.k, point.backend, setup.clock.device)
+        problem = make(point, rivals, setup.clock.device)
         for op in ops:
             made = MAKERS[op](problem)
             made.check()
-            if point.axis in ALONE:
-                made = replace(made, contenders=made.contenders[:1])
             timings = interleave([*setup.probes, *made.contenders], setup.rounds, timer=setup.cold)
             rows.extend(rows_of(op, point, problem, made, timings, setup.probed, setup.stamp))
             advance()
