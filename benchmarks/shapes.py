@@ -67,19 +67,22 @@ def deberta_shapes(
     return shapes
 
 
-def qwen_shapes(
-    layers: int, hidden: int, intermediate: int, *, key_value: int, vocabulary: int, tied: bool
+def decoder_shapes(
+    layers: int, hidden: int, intermediate: int, *, key_value: int, vocabulary: int, tied: bool, biases: bool
 ) -> dict[str, Shape]:
-    """The same of a Qwen2.5 language model; `key_value` is the width of keys, and of values. A tied head is no tensor.
+    """The same of a Llama language model, or of a Qwen2.5 one, whose queries, keys and values have biases.
 
-    Source: `Qwen2ForCausalLM` of transformers.
+    `key_value` is the width of keys, and of values. A tied head is no tensor of its own.
+
+    Source: `LlamaForCausalLM`, `Qwen2ForCausalLM` of transformers.
     """
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         layer = f"model.layers.{i}"
-        shapes.update(_linear(f"{layer}.self_attn.q_proj", hidden, hidden))
-        shapes.update(_linear(f"{layer}.self_attn.k_proj", key_value, hidden))
-        shapes.update(_linear(f"{layer}.self_attn.v_proj", key_value, hidden))
+        for name, width in (("q", hidden), ("k", key_value), ("v", key_value)):
+            shapes[f"{layer}.self_attn.{name}_proj.weight"] = (width, hidden)
+            if biases:
+                shapes[f"{layer}.self_attn.{name}_proj.bias"] = (width,)
         shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, hidden)
         shapes[f"{layer}.mlp.gate_proj.weight"] = (intermediate, hidden)
         shapes[f"{layer}.mlp.up_proj.weight"] = (intermediate, hidden)
@@ -89,6 +92,32 @@ def qwen_shapes(
     shapes["model.norm.weight"] = (hidden,)
     if not tied:
         shapes["lm_head.weight"] = (vocabulary, hidden)
+    return shapes
+
+
+def t5_shapes(
+    layers: int, hidden: int, intermediate: int, *, heads: int, vocabulary: int = 32128, buckets: int = 32
+) -> dict[str, Shape]:
+    """The same of a T5 model with as many layers in the encoder as in the decoder, heads of 64, and a tied head.
+
+    Source: `T5ForConditionalGeneration` of transformers.
+    """
+    shapes: dict[str, Shape] = {"shared.weight": (vocabulary, hidden)}
+    for stack, attentions in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
+        for i in range(layers):
+            block = f"{stack}.block.{i}"
+            for j, attention in enumerate(attentions):
+                for name in "qkv":
+                    shapes[f"{block}.layer.{j}.{attention}.{name}.weight"] = (64 * heads, hidden)
+                shapes[f"{block}.layer.{j}.{attention}.o.weight"] = (hidden, 64 * heads)
+                if i == j == 0:
+                    shapes[f"{block}.layer.0.SelfAttention.relative_attention_bias.weight"] = (buckets, heads)
+                shapes[f"{block}.layer.{j}.layer_norm.weight"] = (hidden,)
+            dense = f"{block}.layer.{len(attentions)}"
+            shapes[f"{dense}.DenseReluDense.wi.weight"] = (intermediate, hidden)
+            shapes[f"{dense}.DenseReluDense.wo.weight"] = (hidden, intermediate)
+            shapes[f"{dense}.layer_norm.weight"] = (hidden,)
+        shapes[f"{stack}.final_layer_norm.weight"] = (hidden,)
     return shapes
 
 
@@ -104,8 +133,10 @@ MODELS: dict[str, dict[str, Shape]] = {
     "bert-base": bert_shapes(12, 768, 3072),
     "minilm-l6": bert_shapes(6, 384, 1536),
     "deberta-v3-base": deberta_shapes(12, 768, 3072),
-    "qwen2.5-1.5b": qwen_shapes(28, 1536, 8960, key_value=256, vocabulary=151936, tied=True),
-    "qwen2.5-7b": qwen_shapes(28, 3584, 18944, key_value=512, vocabulary=152064, tied=False),
+    "t5-small": t5_shapes(6, 512, 2048, heads=8),
+    "smollm2-135m": decoder_shapes(30, 576, 1536, key_value=192, vocabulary=49152, tied=True, biases=False),
+    "qwen2.5-1.5b": decoder_shapes(28, 1536, 8960, key_value=256, vocabulary=151936, tied=True, biases=True),
+    "qwen2.5-7b": decoder_shapes(28, 3584, 18944, key_value=512, vocabulary=152064, tied=False, biases=True),
     "tiny": bert_shapes(1, 16, 32, vocabulary=40, positions=8),  # to try a benchmark, not to measure
 }
 
