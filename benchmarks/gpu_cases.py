@@ -189,7 +189,7 @@ def _lack(needs: int, room: int) -> str:
 def state_at_capacity(optimizer: Any, budget: int) -> int:
     """Bytes of state of an optimizer made here, with the room that ours has for scalars still to be selected."""
     if isinstance(optimizer, DenseMasking):
-        return state_bytes(optimizer.adamw) + optimizer.mask.numel()
+        return optimizer.state_nbytes()
     if not isinstance(optimizer, SelectiveAdamW):
         return state_bytes(optimizer)
     per_scalar = optimizer.state_nbytes() // max(1, optimizer.num_selected)

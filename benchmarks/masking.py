@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,10 +16,15 @@ CHUNK = 1 << 30  # scores per call of torch.topk, which counts in 32 bits in pla
 class DenseMasking:
     """AdamW on masked gradients; the mask grows by the best D3 scores over all tensors.
 
+    This is the obvious way: the scores of all tensors in one vector, and products of gradients and masks beside the
+    gradients, which are left as they are.
+
     Args:
         params: parameters.
         budget, total_steps, done: as in `rivals.at_step`; the first step selects what `done` steps would have.
     """
+
+    spoils_gradients = False
 
     def __init__(self, params: Sequence[Tensor], budget: int, total_steps: int, done: int) -> None:
         self._params = list(params)
@@ -45,31 +50,45 @@ class DenseMasking:
         """
         return scalars * (2 * itemsize + 4 * 4 + 2 + 2 * itemsize + 7 * itemsize)
 
+    def state_nbytes(self) -> int:
+        """Bytes held between steps: mask and moments."""
+        state = [value for each in self.adamw.state.values() for value in each.values() if torch.is_tensor(value)]
+        return self.mask.numel() + sum(tensor.numel() * tensor.element_size() for tensor in state)
+
     @torch.no_grad()
     def step(self) -> None:
-        """Unmasks this step's share and updates what is unmasked; gradients are left as they are."""
+        """Unmasks this step's share and updates what is unmasked."""
         wanted = self._budget * self._step // self._total_steps
         if wanted > self._selected:
-            self.mask.index_fill_(0, best(self._scores(), wanted - self._selected), True)
+            self.mask.index_fill_(0, self._best(wanted - self._selected), True)
             self._selected = wanted
         self._step += 1
+        self._update()
+
+    def _parts(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each parameter with a gradient: number, parameter, and its part of the mask as a vector."""
+        for i, (param, (begin, end)) in enumerate(zip(self._params, pairwise(self._ends), strict=True)):
+            if param.grad is not None:
+                yield i, param, self.mask[begin:end]
+
+    def _best(self, k: int) -> Tensor:
+        """Positions of the k best over all tensors, int64."""
+        scores = torch.zeros(self._ends[-1], device=self.mask.device)
+        for i, param, _ in self._parts():
+            assert param.grad is not None
+            divisor = scores[self._ends[i] : self._ends[i + 1]]
+            divisor.copy_(param.detach().reshape(-1)).abs_().add_(SCORE.eps).pow_(SCORE.exp)
+            torch.div(param.grad.reshape(-1).float().abs(), divisor, out=divisor)
+        return best(scores.masked_fill_(self.mask, 0.0), k)
+
+    def _update(self) -> None:
         grads = [param.grad for param in self._params]
-        for param, grad, (begin, end) in zip(self._params, grads, pairwise(self._ends), strict=True):
-            if grad is not None:
-                param.grad = grad * self.mask[begin:end].view_as(grad)
+        for _, param, mask in self._parts():
+            assert param.grad is not None
+            param.grad = param.grad * mask.view_as(param)
         self.adamw.step()
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
-
-    def _scores(self) -> Tensor:
-        """D3 of every scalar, float32; zero where it is selected, or has no gradient."""
-        scores = torch.zeros(self._ends[-1], device=self.mask.device)
-        for param, (begin, end) in zip(self._params, pairwise(self._ends), strict=True):
-            if param.grad is not None:
-                divisor = scores[begin:end]
-                divisor.copy_(param.detach().reshape(-1)).abs_().add_(SCORE.eps).pow_(SCORE.exp)
-                torch.div(param.grad.reshape(-1).float().abs_(), divisor, out=divisor)
-        return scores.masked_fill_(self.mask, 0.0)
 
 
 def best(scores: Tensor, k: int, chunk: int = CHUNK) -> Tensor:
