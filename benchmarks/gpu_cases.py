@@ -15,8 +15,10 @@ from torch import Tensor
 from benchmarks import rivals
 from benchmarks.device import free_bytes
 from benchmarks.harness import Contender
-from benchmarks.masking import DenseMasking
+from benchmarks.masking import DenseMasking, masking_contender
+from benchmarks.masking_tuned import CompiledMasking, InPlaceMasking
 from benchmarks.memory import state_bytes
+from benchmarks.room import lack
 from benchmarks.shapes import GRAD_STD, MODELS, PARAM_STD, random_tensors, total
 
 TOTAL_STEPS = 1000
@@ -26,10 +28,14 @@ SHAPES = {  # name on the command line: model, dtype
     "qwen7b": ("qwen2.5-7b", torch.bfloat16),
     "bert": ("bert-base", torch.float32),
     "minilm": ("minilm-l6", torch.float32),
+    "t5": ("t5-small", torch.float32),
+    "smollm2": ("smollm2-135m", torch.float32),
     "tiny": ("tiny", torch.float32),
 }
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPENT = "budget spent"
-OURS, FUSED, MASKING, TOOLKIT = "ours", "AdamW fused", "dense masking", "selective-optimizers"
+OURS, FUSED, FOREACH, TOOLKIT = "ours", "AdamW fused", "AdamW foreach", "selective-optimizers"
+MASKING, IN_PLACE, COMPILED = "dense masking", "dense masking in place", "dense masking compiled"
 TOOLKIT_LARGEST = 200_000_000  # scalars; it keeps dense moments and masks and takes seconds per step
 SLOW_ROUNDS, TOOLKIT_ROUNDS = 5, 3
 
@@ -44,6 +50,7 @@ class Case:
         steps: names of `rivals.PHASES`, or `SPENT`.
         backend: of ours.
         measured: steps that an optimizer takes after the one that brings it to its place in the run.
+        compiler: backend of torch.compile.
     """
 
     model: str
@@ -52,6 +59,7 @@ class Case:
     steps: tuple[str, ...]
     backend: str
     measured: int
+    compiler: str = "inductor"
 
     @property
     def scalars(self) -> int:
@@ -154,36 +162,41 @@ def entries(case: Case, params: Sequence[Tensor], grads: rivals.GradSets) -> lis
 
 
 def _rivals(case: Case, params: Sequence[Tensor], grads: rivals.GradSets) -> list[Entry]:
-    device, item, budget = params[0].device, case.dtype.itemsize, case.budgets[0]
+    scalars, item, budget = case.scalars, case.dtype.itemsize, case.budgets[0]
     moments = 2 * case.nbytes
-    room = free_bytes(device) - moments
+    room = [free_bytes(params[0].device)]
 
-    def fused(name: str) -> Made:
-        optimizer = torch.optim.AdamW(params, lr=rivals.LR, fused=True)
+    def adamw(kind: str, name: str) -> Made:
+        optimizer = torch.optim.AdamW(params, lr=rivals.LR, **{kind: True})  # type: ignore[arg-type]
         return optimizer, rivals.stepping(name, params, grads, optimizer.step)
 
-    def masking(name: str) -> Made:
-        optimizer = DenseMasking(params, budget, TOTAL_STEPS, TOTAL_STEPS // 2)
-        return optimizer, rivals.stepping(name, params, grads, optimizer.step, SLOW_ROUNDS)
+    def masking(kind: Callable[..., DenseMasking], name: str) -> Made:
+        optimizer = kind(params, budget, TOTAL_STEPS, TOTAL_STEPS // 2)
+        return optimizer, masking_contender(name, params, grads, optimizer, SLOW_ROUNDS)
 
     def toolkit(name: str) -> Made:
         base = [param.detach() for param in params]
         return None, rivals.toolkit_contender(name, base, grads, budget, TOTAL_STEPS, TOOLKIT_ROUNDS)
 
-    needs, moved = DenseMasking.nbytes(case.scalars, item), DenseMasking.moved(case.scalars, item)
-    no_moments, no_masks = _lack(moments, room + moments), _lack(needs, room)
-    found = [
-        Entry(FUSED, 0, "", moments * 7 // 2, None if no_moments else fused, no_moments),
-        Entry(MASKING, budget, "middle", moved, None if no_masks else masking, no_masks),
-    ]
-    possible = budget >= TOTAL_STEPS and case.scalars <= TOOLKIT_LARGEST  # it refuses steps that select nothing
+    def entry(method: str, of: int, step: str, moved: int, needs: int, make: Callable[[str], Made]) -> Entry:
+        why = lack(needs, room[0])
+        room[0] -= 0 if why else needs  # what takes part stays in memory
+        return Entry(method, of, step, moved, None if why else make, why)
+
+    found = [entry(FUSED, 0, "", moments * 7 // 2, moments, partial(adamw, "fused"))]
+    ways: dict[str, tuple[type[DenseMasking], Callable[..., DenseMasking]]] = {
+        MASKING: (DenseMasking, DenseMasking),
+        IN_PLACE: (InPlaceMasking, InPlaceMasking),
+        COMPILED: (CompiledMasking, partial(CompiledMasking, backend=case.compiler)),
+    }
+    for method, (kind, make) in ways.items():
+        needs = kind.nbytes(scalars, item) + case.nbytes * kind.spoils_gradients
+        found.append(entry(method, budget, "middle", kind.moved(scalars, item), needs, partial(masking, make)))
+    found.append(entry(FOREACH, 0, "", moments * 7 // 2, moments + case.nbytes, partial(adamw, "foreach")))
+    possible = budget >= TOTAL_STEPS and scalars <= TOOLKIT_LARGEST  # it refuses steps that select nothing
     if possible and importlib.util.find_spec("selective_optimizers") is not None:
         found.append(Entry(TOOLKIT, budget, "early", 0, toolkit))
     return found
-
-
-def _lack(needs: int, room: int) -> str:
-    return f"left out: needs {needs / 1e9:.0f} GB, {max(room, 0) / 1e9:.0f} GB are free" if needs > room else ""
 
 
 def state_at_capacity(optimizer: Any, budget: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import gate, rivals
 from benchmarks.device import Clock, MemoryWatch
-from benchmarks.gpu_cases import TOTAL_STEPS, Case, Entry, entries, expected, state_at_capacity, tensors_of
+from benchmarks.gpu_cases import COMPILED, TOTAL_STEPS, Case, Entry, entries, expected, state_at_capacity, tensors_of
 from benchmarks.harness import Contender, Timing, host_seconds, interleave
 from benchmarks.shapes import GRAD_STD, MODELS, PARAM_STD, bert_shapes, random_tensors, total
 from selective_kernels import dispatch
@@ -120,6 +120,11 @@ def _started(entry: Entry, watch: MemoryWatch, notes: dict[str, str]) -> Made | 
         timer(contender.run)
     except torch.OutOfMemoryError:
         notes[entry.name] = "left out: out of memory"
+        return None
+    except RuntimeError as error:
+        if entry.method != COMPILED:  # whose compiler may be missing
+            raise
+        notes[entry.name] = f"unavailable: {str(error).strip().splitlines()[0]}"
         return None
 
     def prepare(number: int) -> None:

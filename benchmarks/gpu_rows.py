@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks.bandwidth import Bandwidth
-from benchmarks.gpu_cases import FUSED, MASKING, OURS, SPENT, TOTAL_STEPS, Case, Entry
+from benchmarks.gpu_cases import COMPILED, FOREACH, FUSED, IN_PLACE, MASKING, OURS, SPENT, TOTAL_STEPS, Case, Entry
 from benchmarks.gpu_measure import Measured
 from benchmarks.harness import Timing
 from benchmarks.report import format_bytes, format_table
@@ -58,7 +58,10 @@ def _row(case: Case, entry: Entry, found: Measured, speed: Bandwidth) -> Row:
         "alone_ms_median": _number(alone, 4),
         "ratio_to_ours": _number(timing.ratio(middle) if timing and middle else None, 3),
         "speedup_over_fused": speedup(Entry(FUSED, 0, "", 0, None)),
+        "speedup_over_foreach": speedup(Entry(FOREACH, 0, "", 0, None)),
         "speedup_over_masking": speedup(Entry(MASKING, case.budgets[0], "middle", 0, None)),
+        "speedup_over_masking_in_place": speedup(Entry(IN_PLACE, case.budgets[0], "middle", 0, None)),
+        "speedup_over_masking_compiled": speedup(Entry(COMPILED, case.budgets[0], "middle", 0, None)),
         "read_ms": _number(1e3 * read, 4),
         "ratio_to_read": _number(timing.median / read if timing else None, 3),
         "bytes_moved": entry.moved or "",

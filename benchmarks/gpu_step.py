@@ -19,11 +19,12 @@ import torch
 from benchmarks import bandwidth, gate, gpu_parts, rivals
 from benchmarks.bandwidth import Bandwidth
 from benchmarks.device import Clock, free_bytes, gpu_environment
-from benchmarks.gpu_cases import OURS, SHAPES, SPENT, Case, Entry, parse_budget
+from benchmarks.gpu_cases import DTYPES, OURS, SHAPES, SPENT, Case, Entry, parse_budget
 from benchmarks.gpu_measure import WARMUPS, Measured, check, measure
 from benchmarks.gpu_rows import Row, rows_of, screen, verdicts
 from benchmarks.report import RESULTS, describe, environment, write_csv
 from benchmarks.shapes import MODELS, total
+from benchmarks.suites import CannotRun
 from selective_kernels import dispatch
 
 STEPS = (*(phase.name for phase in rivals.PHASES), SPENT)
@@ -36,13 +37,16 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cpu: to try this program")
     parser.add_argument("--backend", choices=("auto", *dispatch.BACKENDS), default="auto", help="of ours")
     parser.add_argument("--shapes", type=_names(SHAPES), default=["deberta", "qwen7b", "qwen1.5b"], help=_list(SHAPES))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="default: the shapes' usual one")
     parser.add_argument("--budgets", type=_names(()), default=["320000", "1000000", "0.1%"], help="scalars, or shares")
     parser.add_argument("--steps", type=_names(STEPS), default=list(STEPS), help=_list(STEPS))
     parser.add_argument("--rounds", type=int, default=20, help="timed behind other work of the device")
     parser.add_argument("--alone", type=int, default=5, help="timed from an idle device")
+    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile for the compiled rival")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further shapes after that")
     parser.add_argument("--csv", type=Path, help="default: benchmarks/results/gpu.csv; on a CPU: none")
     parser.add_argument("--parts", type=Path, help="default: benchmarks/results/gpu_parts.csv; on a CPU: none")
+    parser.set_defaults(files=True)
     return parser.parse_args(given)
 
 
@@ -61,17 +65,21 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def case_of(name: str, options: argparse.Namespace, backend: str) -> Case:
-    """What to measure on one model's shapes.
+def cases_of(options: argparse.Namespace, backend: str) -> list[Case]:
+    """What to measure on each model's shapes.
 
     Raises:
         ValueError: a budget is out of range.
     """
-    model, dtype = SHAPES[name]
-    scalars = total(MODELS[model])
-    budgets = tuple(dict.fromkeys(parse_budget(each, scalars) for each in options.budgets))
-    measured = WARMUPS + options.rounds + options.alone + gpu_parts.STEPS
-    return Case(model, dtype, budgets, tuple(options.steps), backend, measured)
+    cases = []
+    for name in options.shapes:
+        model, usual = SHAPES[name]
+        scalars = total(MODELS[model])
+        budgets = tuple(dict.fromkeys(parse_budget(each, scalars) for each in options.budgets))
+        measured = WARMUPS + options.rounds + options.alone + gpu_parts.STEPS
+        for dtype in [DTYPES[each] for each in options.dtype or ()] or [usual]:
+            cases.append(Case(model, dtype, budgets, tuple(options.steps), backend, measured, options.compiler))
+    return cases
 
 
 class Report:
@@ -84,10 +92,10 @@ class Report:
     """
 
     def __init__(self, options: argparse.Namespace, speed: Bandwidth, stamp: Mapping[str, str]) -> None:
-        on_gpu = options.device.type == "cuda"
+        usual = options.device.type == "cuda" and options.files
         self._paths = (
-            options.csv or (RESULTS / "gpu.csv" if on_gpu else None),
-            options.parts or (RESULTS / "gpu_parts.csv" if on_gpu else None),
+            options.csv or (RESULTS / "gpu.csv" if usual else None),
+            options.parts or (RESULTS / "gpu_parts.csv" if usual else None),
         )
         self._speed, self._stamp = speed, stamp
         self.rows: list[Row] = []
@@ -137,22 +145,21 @@ def run_case(case: Case, clock: Clock, options: argparse.Namespace, report: Repo
             report.add_parts(case, one.entry, gpu_parts.parts(one, clock))
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Exit code: 0; 1 if a result is wrong; 2 if there is nothing to measure. A missed target is no error."""
-    options, began = arguments(given), time.monotonic()
-    device = options.device
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch finds no CUDA GPU here", file=sys.stderr)
-        return 2
+def measure_all(options: argparse.Namespace) -> list[Row]:
+    """Measures what is asked for and prints it; rows as in `gpu_rows.rows_of`.
+
+    Raises:
+        gate.Mismatch: a result is wrong.
+        CannotRun: there is nothing to measure with, or an option is wrong.
+    """
+    began, device = time.monotonic(), options.device
     try:
         backend = dispatch.resolve(device, options.backend)
-        cases = [case_of(name, options, backend) for name in options.shapes]
+        cases = cases_of(options, backend)
     except (RuntimeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise CannotRun(str(error)) from error
     if backend == "reference" != options.backend:
-        print(f"no kernels for {device} here, nothing is timed:\n{dispatch.available()}", file=sys.stderr)
-        return 2
+        raise CannotRun(f"no kernels for {device} here, nothing is timed:\n{dispatch.available()}")
     stamp = {**environment(), **gpu_environment(device)}
     print(f"{stamp['gpu'] or 'no GPU'}, triton {stamp['triton']}, backend {backend}; {describe(stamp)}", flush=True)
     clock = Clock(device)
@@ -165,16 +172,50 @@ def main(given: Sequence[str] | None = None) -> int:
         if time.monotonic() - began > options.seconds:
             report.leave_out(case, "no time left")
             continue
-        try:
-            run_case(case, clock, options, report)
-        except gate.Mismatch as error:
-            print(f"WRONG RESULT, nothing is timed: {error}", file=sys.stderr)
-            return 1
+        run_case(case, clock, options, report)
         clock.forget()
     if lines := verdicts(report.rows):
         print("\nTargets\n" + "\n".join(lines))
     missed = sum(line.endswith("NOT MET") for line in lines)
     print(f"\n{len(report.rows)} rows, {len(lines) - missed} of {len(lines)} targets met")
+    return report.rows
+
+
+def run_suite(options: argparse.Namespace) -> list[Row]:
+    """The step suite on a GPU, from its own options; no other file is written than those of the suite.
+
+    Raises:
+        gate.Mismatch: a result is wrong.
+        CannotRun: a model is unknown, or as in `measure_all`.
+    """
+    small = options.preset == "small"
+    short = {model: name for name, (model, _) in SHAPES.items()}
+    models = options.models or (["minilm-l6"] if small else [model for model in short if model != "tiny"])
+    if unknown := [model for model in models if model not in short]:
+        raise CannotRun(f"--models: expected some of {', '.join(short)}, got {', '.join(unknown)}")
+    given = arguments(["--device", options.device, "--compiler", options.compiler])
+    given.shapes, given.dtype = [short[model] for model in models], options.dtype
+    given.budgets = [str(budget) for budget in options.budget or ()] or ["0.3%"]
+    given.rounds = options.rounds or (7 if small else given.rounds)
+    given.csv = given.parts = None
+    given.files = False
+    return measure_all(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Exit code: 0; 1 if a result is wrong; 2 if there is nothing to measure. A missed target is no error."""
+    options = arguments(given)
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch finds no CUDA GPU here", file=sys.stderr)
+        return 2
+    try:
+        measure_all(options)
+    except gate.Mismatch as error:
+        print(f"WRONG RESULT, nothing is timed: {error}", file=sys.stderr)
+        return 1
+    except CannotRun as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,7 +121,7 @@ class CompiledMasking(InPlaceMasking):
 
     Args:
         params, budget, total_steps, done: as in `DenseMasking`.
-        backend: of torch.compile.
+        backend: of torch.compile; it may raise a RuntimeError in the first step, say because it finds no compiler.
     """
 
     spoils_gradients = False
@@ -166,17 +165,3 @@ class CompiledMasking(InPlaceMasking):
         numbers = LR / (1 - BETAS[0] ** step), math.sqrt(1 - BETAS[1] ** step)
         size, correction = (torch.tensor(number, device=self.mask.device) for number in numbers)
         return size, correction
-
-
-def seconds_to_compile(dtype: torch.dtype, device: torch.device | str = "cpu", backend: str = "inductor") -> float:
-    """Compiles for one type and takes a step on two tensors; seconds until that is done.
-
-    Raises:
-        RuntimeError: the backend fails, say because it finds no compiler.
-    """
-    params = [torch.ones(size, dtype=dtype, device=device) for size in (300, 70)]
-    for param in params:
-        param.grad = torch.ones_like(param)
-    began = time.perf_counter()
-    CompiledMasking(params, 10, 1, 1, backend).step()
-    return time.perf_counter() - began

@@ -23,6 +23,9 @@ STEP_ROWS = {  # what of step.csv: how README calls it
     "ours, no selection": "SelectiveAdamW, budget spent",
     "AdamW fused": "torch AdamW(fused=True), dense",
     "AdamW foreach": "torch AdamW(foreach=True), dense",
+    "dense masking in place": "dense masks, at their best",
+    "dense masking compiled": "the same, compiled",
+    "dense masking": "dense masks, the obvious way",
     "selective-optimizers": "selective-optimizers 0.4, AdamW id3",
     "read": "only reading parameters and gradients",
 }
@@ -50,8 +53,12 @@ def step_table() -> str:
         cells = [label]
         for dtype in ("float32", "bfloat16"):
             row = found.get((what, dtype))
-            cells += [f"{float(row['ms_median']):.1f}", f"{float(row['ratio_to_read']):.2f}"] if row else ["", ""]
-        lines.append(cells)
+            if row is not None and row["ms_median"]:
+                cells += [f"{float(row['ms_median']):.1f}", f"{float(row['ratio_to_read']):.2f}"]
+            else:
+                cells += ["", ""]
+        if any(cells[1:]):
+            lines.append(cells)
     first = rows[0]
     title = (
         f"One step on BERT-base shapes ({int(first['scalars']):,} scalars in {first['tensors']} tensors), budget "

@@ -10,7 +10,7 @@ from selective_peft import SelectiveAdamW
 
 from benchmarks import ROOT, masking_tuned
 from benchmarks.masking import DenseMasking, best
-from benchmarks.masking_tuned import CompiledMasking, InPlaceMasking, best_by_rows, seconds_to_compile
+from benchmarks.masking_tuned import CompiledMasking, InPlaceMasking, best_by_rows
 from benchmarks.rivals import LR, SCORE, at_step
 from benchmarks.shapes import MODELS, copies, random_tensors
 from selective_kernels.testing import TOLERANCES
@@ -67,11 +67,9 @@ def test_masks_and_values_are_those_of_ours_in_16_bits(base, way):
 
 def test_the_default_compiler_gives_what_ours_gives(base):
     try:
-        seconds = seconds_to_compile(torch.float32)
+        compare(CompiledMasking, base, 10)
     except RuntimeError as error:
         pytest.skip(f"torch.compile has no working compiler here: {str(error).splitlines()[0]}")
-    assert seconds > 0
-    compare(CompiledMasking, base, 10)
 
 
 @pytest.mark.parametrize("way", WAYS)
