@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from selective_peft import drawing
 
@@ -21,7 +22,9 @@ RIVALS = ("#d9772b", "#1f9e77", "#a05fb4", "#c2971b", "#c9506b", "#5f9ea8", "#8a
 Label = Callable[[float], str]
 
 
-def new_figure(title: str, rows: Sequence[Mapping[str, str]], panels: int, width: float, height: float) -> Figure:
+def new_figure(
+    title: str, rows: Sequence[Mapping[str, str]], panels: int, width: float, height: float, *, columns: int = 0
+) -> Figure:
     """A figure with panels side by side; what was measured on what stands below them.
 
     Args:
@@ -29,13 +32,18 @@ def new_figure(title: str, rows: Sequence[Mapping[str, str]], panels: int, width
         rows: of a result file; machine, threads, versions and commit come from the first.
         panels: how many axes there are, `figure.axes`.
         width, height: inches.
+        columns: how many panels stand side by side; 0: all.
     """
+    columns = columns or panels
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=TEXT, fontweight="bold")
     figure.supxlabel(machine(rows[0]), x=0.01, ha="left", fontsize=8, color=TEXT)
-    for axes in figure.subplots(1, panels, squeeze=False)[0]:
-        _plain(axes)
+    for i, axes in enumerate(figure.subplots(-(-panels // columns), columns, squeeze=False).flat):
+        if i < panels:
+            _plain(axes)
+        else:
+            axes.remove()
     return figure
 
 
@@ -191,7 +199,7 @@ def memory_bars(axes: Axes, stacks: Mapping[str, Mapping[str, float]]) -> None:
 def legend(axes: Axes, colors: Mapping[str, str]) -> None:
     """Names and their colours, below the axes and what stands there."""
     below = -0.16 if axes.get_xlabel() else -0.08
-    handles = [axes.bar(0, 0, color=color, label=name) for name, color in colors.items()]
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]  # no artists that would widen the axes
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(-0.02, below), ncols=3, frameon=False, fontsize=8,
         labelcolor=TEXT, handlelength=1.0, handletextpad=0.5, columnspacing=1.2,
