@@ -67,7 +67,7 @@ def certify(base: Sequence[Tensor], grads: GradSets, make: Maker, targets: Seque
         Mismatch: a scalar was selected before a better one, or the values are not those of torch's AdamW.
     """
     run = take_steps(base, grads, make, len(targets))
-    before = [torch.empty(0, dtype=torch.int64)] * len(base)
+    before = [torch.empty(0, dtype=torch.int64, device=param.device) for param in base]
     for number, (after, target) in enumerate(zip(run.selected, targets, strict=True)):
         if (count := sum(map(len, after))) != target:
             raise Mismatch(f"step {number}: expected {target} selected scalars, got {count}")

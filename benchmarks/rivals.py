@@ -59,6 +59,19 @@ def whole_run(
     )
 
 
+def after(params: Sequence[Tensor], first: int, share: int, steps: int, backend: str = "auto") -> SelectiveAdamW:
+    """Selects `first` scalars in its first step and `share` more in each of the `steps - 1` that follow."""
+    return SelectiveAdamW(
+        params,
+        lr=LR,
+        budget=first + share * (steps - 1),
+        total_steps=steps,
+        score=SCORE,
+        schedule=lambda step, _, whole: min(whole, first + share * step),
+        backend=backend,
+    )
+
+
 def all_selected(params: Sequence[Tensor], budget: int, backend: str = "cpu") -> SelectiveAdamW:
     """Selects the whole budget in its first step and nothing later: a step between two selections, or after them."""
     return SelectiveAdamW(params, lr=LR, budget=budget, total_steps=1, score=SCORE, strategy="static", backend=backend)

@@ -86,7 +86,8 @@ def _row(case: Case, found: Measured, name: str) -> Row:
 
 def screen(rows: Sequence[Mapping[str, object]]) -> str:
     """The rows of one case as a table; in the last columns by how much ours is faster than each rival."""
-    header = ("", "ms", "min - max", "rounds", "x read", "GB/s", "% of read", *(f"x {SHORT[rival]}" for rival in RIVALS))
+    names = [f"x {SHORT[rival]}" for rival in RIVALS]
+    header = ("", "ms", "min - max", "rounds", "x read", "GB/s", "% of read", *names)
     lines, notes = [], []
     for row in rows:
         if row["note"]:
