@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__py
 
 OUT ?= benchmarks/results
 
-.PHONY: demo test build lint bench gpu-check sanitize wheel clean
+.PHONY: demo test build lint bench bench-compare gpu-check sanitize wheel clean
 
 demo: build
 	$(BIN)/python -m benchmarks.reviews build/demo
@@ -35,6 +35,10 @@ bench: build
 	$(BIN)/python -m benchmarks.gaps
 	$(BIN)/python -m benchmarks.deltas
 	$(BIN)/python -m benchmarks.delta_files
+
+# Times the operations of another commit, built for itself, and of this tree in turn: make bench-compare BASE=<commit>
+bench-compare: build
+	$(BIN)/python -m benchmarks.compare '$(BASE)'
 
 # Checks the kernels on a machine with a CUDA GPU, then times them; with the Python and the packages that are there.
 gpu-check:
