@@ -29,11 +29,12 @@ class Cold:
 
     Args:
         clock: of the device; on a GPU it flushes the cache itself.
+        nbytes: written before each run on the CPU; by default twice its cache.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, nbytes: int | None = None) -> None:
         self._clock = clock
-        self._buffer = torch.zeros(0 if clock.on_gpu else 2 * cache_bytes(), dtype=torch.int8)
+        self._buffer = torch.zeros(0 if clock.on_gpu else nbytes or 2 * cache_bytes(), dtype=torch.int8)
 
     def flush(self) -> None:
         """Leaves nothing useful in the CPU's caches."""

@@ -37,7 +37,7 @@ MAKERS: dict[str, Callable[[Problem], Made]] = {
     "swap": op_indexing.swapping,
 }
 ROUNDS = {"small": 3, "full": 7}
-SMALL_BUFFER = 16 << 20  # bytes that probes move in the small preset
+SMALL_BUFFER = 8 << 20  # bytes that probes read and that are written between runs in the small preset
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +77,9 @@ class Setup:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.clock = Clock(torch.device(options.device))
-        self.cold = Cold(self.clock)
-        self.probes, self.probed = probes(self.clock, SMALL_BUFFER if options.preset == "small" else None)
+        buffer = SMALL_BUFFER if options.preset == "small" else None
+        self.cold = Cold(self.clock, buffer)
+        self.probes, self.probed = probes(self.clock, buffer)
         self.rounds: int = options.rounds or ROUNDS[options.preset]
         self.stamp = environment()
         if self.clock.on_gpu:
