@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
-from benchmarks.op_problem import NONE, Made, Problem, line_bytes
+from benchmarks.op_problem import ALL, NONE, Made, Problem, line_bytes
 from benchmarks.shapes import copies
 from selective_kernels import AdamGroup, SparseIndex, Table, Update, adam_, gather
 from selective_kernels.testing import TOLERANCES
@@ -21,6 +21,8 @@ RIVALS: dict[str, dict[str, bool]] = {
     FOREACH: {"foreach": True},
     MASKED: {"fused": True, "masked": True},
 }
+SLOW = (FOREACH,)
+ROUNDS = {FOREACH: 3, MASKED: 5}  # they take hundreds of times longer
 MOMENTS_ROUNDED = 0.03  # of a step: what moments in bfloat16 change
 
 
@@ -77,8 +79,12 @@ def made(problem: Problem) -> Made:
     index, ours, item = problem.index, Ours(problem, problem.backend), problem.params[0].element_size()
     # Offset and gradient read, two moments and the master copy of a 16-bit parameter read and written.
     nbytes = 2 * line_bytes(ours.params, index) + (4 + 4 + 2 * 2 * 4 + (2 * 4 if item == 2 else 0)) * index.count
-    rivals = {} if problem.rivals == NONE or problem.params[0].dtype == torch.float16 else RIVALS
-    others = [Contender(name, Dense(problem, **options).run) for name, options in rivals.items()]
+    rivals = {name: options for name, options in RIVALS.items() if problem.rivals == ALL or name not in SLOW}
+    if problem.rivals == NONE or problem.params[0].dtype == torch.float16:
+        rivals = {}
+    others = [
+        Contender(name, Dense(problem, **options).run, rounds=ROUNDS.get(name)) for name, options in rivals.items()
+    ]
     contenders = [Contender("ours", ours.run, ours.prepare), *others]
     return Made(contenders, nbytes, "copy", lambda: check(problem, rivals))
 

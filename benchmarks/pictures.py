@@ -95,7 +95,7 @@ def bars(
     for title, group in groups.items():
         if named:
             where = (axes.get_yaxis_transform(), "offset points")
-            axes.annotate(title, (0, y), (6, 0), *where, color=TEXT, va="center", fontsize=9, fontweight="bold")
+            axes.annotate(title, (0, y), (-6, 0), *where, color=TEXT, ha="right", va="center", fontweight="bold")
             y += 0.9
         else:
             ticks[y + (len(group) - 1) / 2] = title
