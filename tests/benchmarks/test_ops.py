@@ -12,7 +12,7 @@ from benchmarks.gate import Mismatch
 from benchmarks.op_grid import AXES, takes
 from benchmarks.op_problem import ALL, NONE, QUICK, Point, line_bytes, make
 from benchmarks.ops import MAKERS
-from selective_kernels import SparseIndex, _native, topk
+from selective_kernels import SparseIndex, _native, dispatch, topk
 from selective_kernels.testing import num_threads
 
 BASE = Point("base", "64k", "float32", 0.003, 1e-3, 1, "", "cpu")
@@ -95,6 +95,15 @@ def test_right_results_pass(op, dtype):
     made.check()
     alone = op == "update" and dtype == "float16"  # torch's moments cannot hold squares of gradients there
     assert [each.name for each in made.contenders] == ["ours"] + ([] if alone else RIVALS[op])
+
+
+@pytest.mark.skipif(bool(dispatch.unavailable("triton", "cpu")), reason="needs Triton's interpreter")
+@pytest.mark.parametrize("op", MAKERS)
+def test_the_kernels_for_gpus_go_through_the_same_checks(op):
+    """In the interpreter, on CPU tensors; the rivals are the same PyTorch calls on every device."""
+    made = MAKERS[op](make(replace(BASE, model="tiny", dtype="bfloat16", selected=0.03, backend="triton"), NONE))
+    made.check()
+    assert made.nbytes > 0
 
 
 @pytest.mark.parametrize("op", MAKERS)
