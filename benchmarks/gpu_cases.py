@@ -17,7 +17,7 @@ from benchmarks.device import free_bytes
 from benchmarks.harness import Contender
 from benchmarks.masking import DenseMasking, masking_contender
 from benchmarks.masking_tuned import CompiledMasking, InPlaceMasking
-from benchmarks.memory import state_bytes
+from benchmarks.resident import state_bytes
 from benchmarks.room import lack
 from benchmarks.shapes import GRAD_STD, MODELS, PARAM_STD, random_tensors, total
 

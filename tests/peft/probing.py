@@ -14,7 +14,7 @@ needs_peak_counter = pytest.mark.skipif(not RESETS, reason="Linux's peak counter
 
 def probed(code, *arguments):
     """What a program prints as JSON; freed memory goes back to the system at once."""
-    from benchmarks.memory import RETURN_FREED_MEMORY
+    from benchmarks.resident import RETURN_FREED_MEMORY
 
     done = subprocess.run(
         (sys.executable, "-c", code, *arguments),

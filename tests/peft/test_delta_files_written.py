@@ -214,7 +214,7 @@ import json, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from benchmarks.memory import resident, settle
+from benchmarks.resident import resident, settle
 from selective_peft import SparseDelta
 from selective_peft.patch_files import apply_files, diff_files, merge_files, revert_files
 

@@ -63,7 +63,7 @@ def test_progress_is_shown_if_wanted(capsys):
 PROBE = """
 import json, sys
 import torch
-from benchmarks.memory import resident, settle
+from benchmarks.resident import resident, settle
 from selective_peft.fisher import fisher_scores
 
 class Model(torch.nn.Module):

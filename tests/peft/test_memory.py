@@ -123,7 +123,7 @@ def test_a_step_makes_no_tensor_of_a_parameters_size(steps, method):
 PROBE = """
 import json, sys
 import torch
-from benchmarks.memory import settle, resident, warm_threads
+from benchmarks.resident import settle, resident, warm_threads
 from selective_peft import SelectiveAdamW
 
 torch.manual_seed(0)
@@ -146,7 +146,7 @@ print(json.dumps([extra, opt.num_selected, sum(p.numel() * 4 for p in params)]))
 @pytest.mark.parametrize(("method", "count"), [("id3", 40_000), ("random", 60_000)])
 def test_peak_memory_of_a_step(method, count):
     """C10 and the bound on a step's extra memory: 1 % of the parameters' bytes + 40 bytes per selected scalar."""
-    from benchmarks.memory import PARAM_SHARE, PER_SELECTED
+    from benchmarks.step_memory import PARAM_SHARE, PER_SELECTED
 
     extra, selected, parameter_bytes = probed(PROBE, method)
     assert selected == count
