@@ -1,7 +1,8 @@
 """Calls a function in a new process each time, without paying for imports each time: a server imports, then forks.
 
-`with Apart("benchmarks.step_memory") as apart: apart.call(number=3)` gives what `benchmarks.step_memory.measured(number=3)`
-returns, a dict that JSON can hold. A forked process has run nothing yet: no thread of torch, no buffer of anybody.
+`with Apart("benchmarks.peaks") as apart: apart.call(model="tiny-bert", ...)` gives what `measured` of that module
+returns for these arguments, a dict that JSON can hold. A forked process has run nothing yet: it has no thread of torch
+and no buffer of anybody.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from benchmarks import ROOT
 
 
 class Died(RuntimeError):
-    """A process ended without a result; what it said stands on stderr."""
+    """A process ended without a result; what it said stands on stderr.
+
+    Attributes:
+        status: its exit status, negative for the signal that ended it; None if the server itself is gone.
+    """
+
+    def __init__(self, message: str, status: int | None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Apart:
@@ -62,11 +71,12 @@ class Apart:
             self._server.stdin.write(json.dumps(arguments) + "\n")
             self._server.stdin.flush()
         except BrokenPipeError:
-            raise Died("the server of the measuring processes is gone") from None
+            raise Died("the server of the measuring processes is gone", None) from None
         line = self._server.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"status": "the server is gone"}
+        answer: dict[str, Any] = json.loads(line) if line else {"status": None}
         if "result" not in answer:
-            raise Died(f"measuring {arguments}: expected a result, got exit status {answer['status']}")
+            status = answer["status"]
+            raise Died(f"measuring {arguments}: expected a result, got exit status {status}", status)
         result: dict[str, Any] = answer["result"]
         return result
 

@@ -29,8 +29,8 @@ from selective_peft.patch_files import apply_files, diff_files, revert_files
 from torch import Tensor
 
 from benchmarks import ROOT
-from benchmarks.resident import RETURN_FREED_MEMORY, resident, settle
 from benchmarks.report import RESULTS, describe, environment, format_bytes, format_table, write_csv
+from benchmarks.resident import RETURN_FREED_MEMORY, resident, settle
 
 GIGABYTE, CHANGED, REPEATS, FILES = 1e9, 0.002, 3, 4
 HIDDEN, WIDE, VOCABULARY = 1024, 2816, 32_000

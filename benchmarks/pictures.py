@@ -174,11 +174,17 @@ def scaling_lines(
 
 
 def memory_bars(axes: Axes, stacks: Mapping[str, Mapping[str, float]]) -> None:
+    """`stacked_bars` of bytes."""
+    stacked_bars(axes, stacks, format_bytes)
+
+
+def stacked_bars(axes: Axes, stacks: Mapping[str, Mapping[str, float]], label: Label) -> None:
     """A horizontal bar per method, the first on top, made of parts; at its end the sum.
 
     Args:
         axes: of `new_figure`.
-        stacks: method -> part -> bytes; parts that are nothing may be left out.
+        stacks: method -> part -> number; parts that are nothing may be left out.
+        label: how a number is written.
     """
     parts = list(dict.fromkeys(part for stack in stacks.values() for part in stack))
     known = _colors(parts, (OURS, *RIVALS), None)
@@ -187,11 +193,11 @@ def memory_bars(axes: Axes, stacks: Mapping[str, Mapping[str, float]]) -> None:
         for part in parts:
             axes.barh(y, stack.get(part, 0.0), left=begin, height=0.72, color=known[part])
             begin += stack.get(part, 0.0)
-        axes.annotate(f" {format_bytes(begin)}", (begin, y), va="center", fontsize=8, color=TEXT)
+        axes.annotate(f" {label(begin)}", (begin, y), va="center", fontsize=8, color=TEXT)
     axes.set_yticks(range(len(stacks)), list(stacks), color=TEXT)
     axes.set_ylim(len(stacks) - 0.4, -0.6)
     axes.set_xlim(0, 1.2 * max((sum(stack.values()) for stack in stacks.values()), default=1.0))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axes.grid(visible=False, axis="y")
     legend(axes, known)
 

@@ -1,9 +1,8 @@
 """The memory of an optimizer's step beyond what is held between steps; a part of the suite `memory`.
 
-Each case runs in a process of its own (`apart`), on BERT-base shapes. The peak is Linux's own record of the largest resident set
-(VmHWM), set back just before a step; what was resident before and the growth of the optimizer state are subtracted.
-"Held" is by how much anonymous resident memory (RssAnon) has grown since the optimizer was made, state and reserves
-together. The C allocator is told to return freed memory at once, or buffers of earlier steps would hide new ones.
+Each case runs in a process of its own (`apart`), on BERT-base shapes. The peak is Linux's own record (VmHWM), set back
+just before a step; what was resident before and the growth of the optimizer state are subtracted. "Held" is by how much
+anonymous resident memory (RssAnon) has grown since the optimizer was made, state and reserves together.
 """
 
 from __future__ import annotations

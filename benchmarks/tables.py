@@ -106,7 +106,8 @@ def gpu_table() -> str:
 
 def memory_table() -> str:
     """State and extra memory of a step, from memory.csv."""
-    kept = [row for row in load("memory.csv") if row["budget"] == BUDGET and row["dtype"] == "float32"]
+    rows = [row for row in load("memory.csv") if row["model"] == "bert-base"]
+    kept = [row for row in rows if row["budget"] == BUDGET and row["dtype"] == "float32"]
     names = {
         "ours, last": "SelectiveAdamW, last steps",
         "AdamW fused": STEP_ROWS["AdamW fused"],

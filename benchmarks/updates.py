@@ -26,8 +26,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import gate, rivals
 from benchmarks.harness import Contender, interleave
-from benchmarks.resident import warm_threads
 from benchmarks.report import RESULTS, describe, environment, format_table, write_csv
+from benchmarks.resident import warm_threads
 from benchmarks.shapes import GRAD_STD, MODELS, PARAM_STD, copies, random_tensors, total
 from selective_kernels.ranges import stopwatch
 
