@@ -21,7 +21,7 @@ from benchmarks.suites import CannotRun
 from benchmarks.workloads import Batch, Workload
 
 DONE = TOTAL_STEPS // 2
-LESSONS = 4  # steps on one small batch, after which its loss must be lower
+LESSONS = 3  # steps on one small batch, after which its loss must be lower
 LESSON = (2, 32)  # sequences and tokens of it, at most
 REFERENCE_LIMIT = 25_000_000  # scalars; the reference sorts all of them, which takes minutes on a larger model
 HELD = {FULL: 3.0, MASKING: 3.5, TOOLKIT: 4.25}  # bytes of a method per byte of the model; 1 of the others, beside PEFT

@@ -27,6 +27,7 @@ from benchmarks.workloads import Workload
 
 LINE = "peak memory of fine-tuning by method: weights, gradients, optimizer state, activations, temporaries"
 SHAPES = "bert-base"  # a name for `--models`, too: the rows of `step_memory`
+SHAPES_BUDGET = "320000"  # of the rows that are drawn
 MODELS = {"small": ["tiny-bert", "tiny-llama"], "full": ["minilm-l6", "smollm2-135m", SHAPES]}
 STATE_LIMIT = 0.01  # of full AdamW's optimizer state, float32
 PARTS = {  # of a peak: columns, as a picture calls them
@@ -195,13 +196,23 @@ def _size(value: object) -> str:
 
 def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """A stacked bar for each method, a panel for each model and dtype; what could not be run is left out."""
-    measured = [row for row in rows if row["peak_bytes"]]
-    keys = list(dict.fromkeys((row["model"], row["dtype"]) for row in measured))
-    figure = pictures.new_figure("Peak memory of fine-tuning", measured, len(keys), 6.5 * len(keys), 5.2)
-    for axes, key in zip(figure.axes, keys, strict=True):
-        mine = [row for row in measured if (row["model"], row["dtype"]) == key]
-        stacks = {row["what"]: {name: float(row[column]) for column, name in PARTS.items()} for row in mine}
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row.get("peak_bytes"):
+            shape = f"{row['sequences']} x {row['tokens']} tokens"
+            title = f"{row['model']} ({int(row['scalars']):,} scalars), {row['dtype']}, {shape}"
+            stack = {name: float(row[column]) for column, name in PARTS.items()}
+            panels.setdefault(title, {})[row["what"]] = stack
+        elif row["extra_bytes"] and row["dtype"] == "float32" and row["budget"] == SHAPES_BUDGET:
+            title = f"only an optimizer's step, {row['model']} ({int(row['scalars']):,} scalars), {row['dtype']}"
+            stack = dict.fromkeys(PARTS.values(), 0.0)  # all parts, so that colours are those of the other panels
+            stack |= {PARTS["peak_state_bytes"]: float(row["state_bytes"])}
+            stack |= {PARTS["temporary_bytes"]: float(row["extra_bytes"])}
+            panels.setdefault(title, {})[row["what"]] = stack
+    columns = min(len(panels), 2)
+    width, height = 6.5 * columns, 5.2 * -(-len(panels) // 2)
+    figure = pictures.new_figure("Peak memory of fine-tuning", rows, len(panels), width, height, columns=columns)
+    for axes, (title, stacks) in zip(figure.axes, panels.items(), strict=False):
         pictures.memory_bars(axes, stacks)
-        shape = f"{mine[0]['sequences']} x {mine[0]['tokens']} tokens"
-        pictures.set_title(axes, f"{key[0]} ({int(mine[0]['scalars']):,} scalars), {key[1]}, {shape}")
+        pictures.set_title(axes, title)
     pictures.save(figure, path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from selective_peft import drawing
 
 from benchmarks.report import format_bytes
@@ -197,6 +197,7 @@ def stacked_bars(axes: Axes, stacks: Mapping[str, Mapping[str, float]], label: L
     axes.set_yticks(range(len(stacks)), list(stacks), color=TEXT)
     axes.set_ylim(len(stacks) - 0.4, -0.6)
     axes.set_xlim(0, 1.2 * max((sum(stack.values()) for stack in stacks.values()), default=1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # labels with units are wide
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axes.grid(visible=False, axis="y")
     legend(axes, known)
