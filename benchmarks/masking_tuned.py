@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -107,11 +108,19 @@ def _adamw(
 
 
 @functools.cache
-def compiled(backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def compiled(backend: str, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
     """Scores, and the masked update, of a tensor of any length, each compiled to one pass by that backend."""
-    # What torch.compile returns has no precise type.
-    made: list[Any] = [torch.compile(each, dynamic=True, fullgraph=True, backend=backend) for each in (_score, _adamw)]
+    made: list[Any] = []  # what torch.compile returns has no precise type
+    for each in (_score, _adamw):
+        # The compiler counts compilations by code object; all backends and dtypes together come to its limit.
+        own = FunctionType(each.__code__.replace(), each.__globals__, each.__name__)
+        made.append(torch.compile(own, dynamic=True, fullgraph=True, backend=backend))
     return made[0], made[1]
+
+
+def _alone(view: Tensor) -> Tensor:
+    """The same memory, but nobody's view: a compiled function is compiled again for another kind of view."""
+    return view.data
 
 
 class CompiledMasking(InPlaceMasking):
@@ -130,7 +139,7 @@ class CompiledMasking(InPlaceMasking):
         self, params: Sequence[Tensor], budget: int, total_steps: int, done: int, backend: str = "inductor"
     ) -> None:
         super().__init__(params, budget, total_steps, done)
-        self._score_pass, self._adamw_pass = compiled(backend)
+        self._score_pass, self._adamw_pass = compiled(backend, params[0].dtype)
         self._taken = [0] * len(self._params)
         self._moments = [(torch.zeros_like(param).view(-1), torch.zeros_like(param).view(-1)) for param in params]
 
@@ -148,7 +157,7 @@ class CompiledMasking(InPlaceMasking):
         return self.mask.numel() + sum(2 * first.numel() * first.element_size() for first, _ in self._moments)
 
     def _score(self, theta: Tensor, grad: Tensor, mask: Tensor, scores: Tensor) -> None:
-        self._score_pass(theta, grad, mask, scores)
+        self._score_pass(theta, grad, _alone(mask), _alone(scores))
 
     def _update(self) -> None:
         sizes: dict[int, tuple[Tensor, Tensor]] = {}
@@ -158,7 +167,8 @@ class CompiledMasking(InPlaceMasking):
             if self._taken[i] not in sizes:
                 sizes[self._taken[i]] = self._sizes(self._taken[i])
             moments, size = self._moments[i], sizes[self._taken[i]]
-            self._adamw_pass(param.detach().view(-1), param.grad.reshape(-1), mask, *moments, *size)
+            flat = param.detach().view(-1), param.grad.reshape(-1), _alone(mask)
+            self._adamw_pass(*flat, *moments, *size)
 
     def _sizes(self, step: int) -> tuple[Tensor, Tensor]:
         """Tensors, since a compiled function would be compiled again for another number."""

@@ -103,7 +103,7 @@ def screen(rows: Sequence[Mapping[str, object]]) -> str:
 
 def bars_of(case: Case, found: Measured) -> Iterator[Bar]:
     """What a case is held against, each at that of our selecting steps which does worst."""
-    if case.scalars < LEAST_SCALARS:
+    if case.scalars < LEAST_SCALARS or not found.sittings:
         return
     budgets = budgets_of(case.model)
     number = budgets.index(case.budget) if case.budget in budgets else None

@@ -11,11 +11,11 @@ import torch
 
 from benchmarks import ROOT, device, gpu_cases, gpu_measure, gpu_parts, gpu_rows, gpu_step, rivals
 from benchmarks.bandwidth import Bandwidth
-from benchmarks.gpu_cases import FUSED, MASKING, OURS, TOOLKIT, Case, Entry
+from benchmarks.gpu_cases import COMPILED, FOREACH, FUSED, IN_PLACE, MASKING, OURS, TOOLKIT, Case, Entry
 from benchmarks.gpu_measure import Measured
 from benchmarks.harness import Timing
 
-TINY = ["--device", "cpu", "--shapes", "tiny", "--rounds", "2", "--alone", "1", "--budgets", "40"]
+TINY = ["--device", "cpu", "--shapes", "tiny", "--rounds", "2", "--alone", "1", "--budgets", "40", "--compiler", "eager"]
 SELECTING = ["early", "middle", "last"]
 
 
@@ -34,7 +34,12 @@ def test_everybody_has_a_row_with_a_time(tmp_path, capsys):
     ours = [(row["budget"], row["step"]) for row in found if row["method"] == OURS]
     assert ours == [(budget, step) for budget in ("1500", "3") for step in [*SELECTING, "budget spent"]]
     others = [(row["method"], row["budget"]) for row in found if row["method"] != OURS]
-    assert others == [(FUSED, ""), (MASKING, "1500"), (TOOLKIT, "1500")]
+    assert others == [
+        (FUSED, ""),
+        *((way, "1500") for way in (MASKING, IN_PLACE, COMPILED)),
+        (FOREACH, ""),
+        (TOOLKIT, "1500"),
+    ]
     for row in found:
         assert 0 < float(row["ms_min"]) <= float(row["ms_median"]) <= float(row["ms_max"])
         assert float(row["alone_ms_median"]) > 0
@@ -123,7 +128,8 @@ def test_rivals_without_room_have_rows_that_say_so(tmp_path, monkeypatch, capsys
     assert notes == {
         OURS: "",
         FUSED: "left out: out of memory",
-        MASKING: "left out: needs 0 GB, 0 GB are free",
+        FOREACH: "left out: out of memory",
+        **dict.fromkeys((MASKING, IN_PLACE, COMPILED), "left out: needs 0.0 GB, 0.0 GB are free"),
     }
     assert "left out: out of memory" in capsys.readouterr().out
 
