@@ -40,13 +40,14 @@ struct Filter {
   float log_limit;   // prefilter for Kind::any: bits(|g|) >= log_limit + log_slope * bits(|theta| + eps)
   float log_slope;
   float largest;     // Kind::magnitude: |theta| of a score that reaches the threshold is at most this
+  float least;       // |g| of a score that reaches the threshold is at least this, whatever theta is; 0: not known
 };
 
 Filter make_filter(const Score& score, float threshold, float upper);
 
-// One tile of a tensor. in: grad, param [size], of which those are read that the filter's kind reads; selected
-// [n_selected], sorted, absolute offsets >= base, may run past the tile. out: selected_grads[i] for each selected offset
-// inside the tile (may be null).
+// One tile of a tensor. in: grad, param [size], of which those are read that the filter's kind reads, and of param only
+// the entries with |g| >= filter.least where these are few; selected [n_selected], sorted, absolute offsets >= base, may
+// run past the tile. out: selected_grads[i] for each selected offset inside the tile (may be null).
 struct Tile {
   const void* grad;
   const void* param;
@@ -58,11 +59,13 @@ struct Tile {
   float* selected_grads;
 };
 
-// out of a visit: `count` kept entries in ascending position, with their exact scores.
+// out of a visit: `count` entries in ascending position that are not selected and may pass the filter; after `score`,
+// those that do, with their exact scores.
 struct Survivors {
   std::int32_t count;
   std::int64_t selected_in_tile;
   bool nonfinite;  // some gradient of the tile is inf or NaN; false if the score is not made of gradients
+  bool loud;       // too many gradients reached filter.least for parameters to be left unread
   std::uint16_t positions[kTile + 16];
   float scores[kTile];
 };
@@ -105,8 +108,10 @@ struct SgdSpan {
 // One implementation of everything per ISA; `kernels()` gives the chosen one.
 struct Kernels {
   const char* isa;
-  // n tiles, 1 or 2, and their survivors; two of one size are read side by side
+  // n tiles, 1 or 2, and their survivors; two of one size are read side by side. What `score` will read of the
+  // parameters is on its way to the cache afterwards.
   void (*visit)(DType, const Tile* tiles, int n, const Filter&, Survivors* survivors);
+  void (*score)(DType, const Tile& tile, const Filter&, Survivors& survivors);
   // out[i] = float32(data[offsets[i]]); returns whether all of them are finite
   bool (*gather)(DType, const void* data, const std::int32_t* offsets, std::int64_t count, float* out);
   // out[i] = raw bits of data[offsets[i]], zero-extended

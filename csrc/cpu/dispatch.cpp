@@ -9,7 +9,10 @@ namespace selective {
 namespace {
 
 #define SELECTIVE_KERNELS(isa) \
-  { #isa, visit_##isa, gather_##isa, gather_bits_##isa, scatter_##isa, swap_##isa, adam_##isa, sgd_##isa, read_##isa }
+  {                                                                                                    \
+    #isa, visit_##isa, score_##isa, gather_##isa, gather_bits_##isa, scatter_##isa, swap_##isa,        \
+        adam_##isa, sgd_##isa, read_##isa                                                              \
+  }
 
 const std::vector<const Kernels*>& runnable() {
   static const std::vector<const Kernels*> found = [] {

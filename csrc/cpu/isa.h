@@ -10,6 +10,7 @@
 
 #define SELECTIVE_DECLARE(isa)                                                                                 \
   void visit_##isa(DType, const Tile*, int, const Filter&, Survivors*);                                        \
+  void score_##isa(DType, const Tile&, const Filter&, Survivors&);                                             \
   bool gather_##isa(DType, const void*, const std::int32_t*, std::int64_t, float*);                            \
   void gather_bits_##isa(DType, const void*, const std::int32_t*, std::int64_t, std::uint32_t*);               \
   void scatter_##isa(DType, void*, const std::int32_t*, std::int64_t, const float*);                           \

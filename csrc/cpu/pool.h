@@ -31,7 +31,7 @@ inline bool better(const Candidate& a, const Candidate& b) {
 
 class Pool {
  public:
-  // room: how many entries the buffer takes beyond 1.5 k, 1 or more.
+  // room: how many entries the buffer takes beyond 1.5 k, 1 or more. Less of it raises the floor sooner.
   Pool(std::int64_t k, std::int64_t room) : k_(k), capacity_(k + k / 2 + room) {}
 
   // Scores below this can no longer matter; equal ones can.
@@ -73,12 +73,13 @@ class Pool {
 // A thread's own small buffer before the pool, so that the lock is taken once per batch.
 class Batch {
  public:
-  explicit Batch(Pool& pool) : pool_(&pool) { items_.reserve(kRoom + 4096); }
+  // room: with so many it goes to the pool.
+  Batch(Pool& pool, std::size_t room) : pool_(&pool), room_(room) { items_.reserve(room + 4096); }
 
   void add(const Candidate& candidate) { items_.push_back(candidate); }
 
   void flush_if_large() {
-    if (items_.size() >= kRoom) flush();
+    if (items_.size() >= room_) flush();
   }
 
   void flush() {
@@ -87,8 +88,8 @@ class Batch {
   }
 
  private:
-  static constexpr std::size_t kRoom = 4096;
   Pool* pool_;
+  std::size_t room_;
   std::vector<Candidate> items_;
 };
 

@@ -17,12 +17,13 @@ constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr std::int64_t kTilesPerTask = 16;
 constexpr std::int64_t kLine = 16;           // entries; a sampled line is one or two cache lines
 constexpr std::int64_t kLeastStride = 256;   // at most one line of 256 is sampled
-// How many lines are sampled, between these: each costs two cache misses, and more of them only trim the candidates, of
-// which there are about as many as are wanted.
-constexpr std::int64_t kFewSamples = 1024;
+// How many lines are sampled, between these: each costs two misses of the cache and most likely of the TLB, and more of
+// them only trim the first candidates, until the pool knows better.
+constexpr std::int64_t kFewSamples = 256;
 constexpr std::int64_t kMostSamples = 4096;
 constexpr std::int64_t kWantedPerSample = 64;
 constexpr std::int64_t kFewestSamples = 32;  // below this many a threshold is not worth having
+constexpr std::int64_t kSampleRoom = 1024;   // of the sample's pool
 constexpr double kSlack = 1e-6;              // of the prefilter: above the rounding of three float32 operations
 
 const char* element(std::uint64_t address, DType dtype, std::int64_t i) {
@@ -53,10 +54,16 @@ class Units {
   std::vector<std::int64_t> starts_;
 };
 
+// Entries that a pool takes beyond what it must, and that a thread holds back from it. Where few are wanted, few of
+// them tell how good an entry must be.
+std::int64_t room_for(std::int64_t k) { return std::clamp<std::int64_t>(k, 1024, 16384); }
+
 struct Worker {
-  explicit Worker(Pool& pool) : batch(pool), survivors(new Survivors[2]) {}
+  Worker(Pool& pool, std::int64_t room)
+      : batch(pool, static_cast<std::size_t>(room / 4)), survivors(new Survivors[kTilesPerTask]) {}
   Batch batch;
-  std::unique_ptr<Survivors[]> survivors;  // of the two tiles that are read side by side
+  Tile tiles[kTilesPerTask];  // of a task
+  std::unique_ptr<Survivors[]> survivors;
 };
 
 }  // namespace
@@ -76,6 +83,9 @@ Filter make_filter(const Score& score, float threshold, float upper) {
   const double least_power = std::pow(static_cast<double>(score.eps), std::max(p, 0.0));
   f.exact = !(threshold >= 0x1p-120f && threshold * least_power >= 0x1p-120 && threshold < kInfinity);
   if (f.exact) return f;
+  // A parameter of zero asks least of the gradient, unless a larger one asks less. Twice the slack: two more roundings.
+  const double least = threshold * (1.0 - kSlack) * least_power * (1.0 - kSlack);
+  if (p >= 0) f.least = static_cast<float>(std::min<double>(least, std::numeric_limits<float>::max()));
   f.scaled = static_cast<float>(threshold * (1.0 - kSlack));
   // A float's bits, read as an integer, are 2^23 (127 + log2 x - e) with 0 <= e < 0.0861. A negative exponent may
   // make the power subnormal, which rounds by up to a factor of two.
@@ -90,7 +100,7 @@ std::uint64_t Scan::salt_of(const Row& row) const {
 }
 
 Scan::Scan(const Score& score, std::int64_t k, float hint, const std::int32_t* offsets, int threads)
-    : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k, 16384) {}
+    : score_(score), k_(k), hint_(hint), offsets_(offsets), threads_(threads), pool_(k, room_for(k)) {}
 
 void Scan::add(const Row* rows, std::int64_t n, float* selected_grads) {
   const IeeeMode ieee;  // thresholds may be subnormal
@@ -118,7 +128,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
   const double expected = static_cast<double>(k_) * static_cast<double>(samples * kLine) / static_cast<double>(numel);
   const std::int64_t rank = static_cast<std::int64_t>(expected + 6.0 * std::sqrt(expected) + 16.0);
   if (rank >= samples * kLine) return kSmallest;
-  Pool best(rank, 1024);  // a low floor soon spares most entries the look-up in the index list
+  Pool best(rank, kSampleRoom);  // a low floor soon spares most entries the look-up in the index list
   const auto line_of = [&](std::int64_t sample) {
     const std::uint64_t within = mix64(static_cast<std::uint64_t>(sample) + 1) % static_cast<std::uint64_t>(stride);
     return sample * stride + static_cast<std::int64_t>(within);
@@ -134,8 +144,9 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
     const std::int32_t size = static_cast<std::int32_t>(std::min(kLine, row.numel - first));
     const Tile tile{element(row.grad, dtype, first), element(row.param, dtype, first), salt_of(row), size,
                     static_cast<std::int32_t>(first), nullptr, 0, nullptr};
-    const Survivors& s = worker.survivors[0];
-    kernels().visit(dtype, &tile, 1, filter, worker.survivors.get());
+    Survivors& s = worker.survivors[0];
+    kernels().visit(dtype, &tile, 1, filter, &s);
+    kernels().score(dtype, tile, filter, s);
     for (std::int32_t i = 0; i < s.count; ++i) {
       const std::int32_t offset = static_cast<std::int32_t>(first) + s.positions[i];
       if (row.begin < row.end && std::binary_search(offsets_ + row.begin, offsets_ + row.end, offset)) continue;
@@ -146,7 +157,7 @@ float Scan::sample_threshold(const std::vector<Row>& rows, std::int64_t numel) {
   constexpr std::int64_t kSamplesPerTask = 64;
   const std::int64_t tasks = (samples + kSamplesPerTask - 1) / kSamplesPerTask;
   parallel_for(
-      tasks, threads_, [&] { return Worker(best); },
+      tasks, threads_, [&] { return Worker(best, kSampleRoom); },
       [&](Worker& worker, std::int64_t task) {
         const std::int64_t end = std::min((task + 1) * kSamplesPerTask, samples);
         const std::int64_t begin = task * kSamplesPerTask;
@@ -178,21 +189,22 @@ void Scan::read(const std::vector<Row>& rows, float threshold, float upper, floa
     const DType dtype = static_cast<DType>(row.dtype);
     const std::int64_t first = tasks.within(r, task) * kTilesPerTask * kTile;
     const std::int64_t last = std::min(first + kTilesPerTask * kTile, row.numel);
-    const Filter filter = make_filter(score_, std::max(threshold, pool_.floor()), upper);
+    Filter filter = make_filter(score_, std::max(threshold, pool_.floor()), upper);
     const std::uint64_t salt = salt_of(row);
     const std::int32_t* end = offsets_ + row.end;
     const auto selected_from = [&](std::int64_t entry) {
       if (row.begin == row.end) return end;
       return std::lower_bound(offsets_ + row.begin, end, static_cast<std::int32_t>(entry));
     };
-    // Both halves of the task advance together: four streams, far apart, use more of the memory than two.
+    // Both halves of the task advance together: twice as many streams, far apart, use more of the memory. What may be
+    // kept is scored when the whole task has been read.
     const std::int64_t tiles = (last - first + kTile - 1) / kTile;
     const std::int64_t half = (tiles + 1) / 2;
     const std::int64_t starts[2] = {first, first + half * kTile};
     const std::int32_t* next[2] = {selected_from(starts[0]), selected_from(starts[1])};
-    Survivors* survivors = worker.survivors.get();
     for (std::int64_t t = 0; t < half; ++t) {
-      Tile pair[2];
+      Tile* pair = worker.tiles + 2 * t;
+      Survivors* survivors = worker.survivors.get() + 2 * t;
       const int n = half + t < tiles ? 2 : 1;
       for (int i = 0; i < n; ++i) {
         const std::int64_t start = starts[i] + t * kTile;
@@ -207,19 +219,25 @@ void Scan::read(const std::vector<Row>& rows, float threshold, float upper, floa
       }
       kernels().visit(dtype, pair, n, filter, survivors);
       for (int i = 0; i < n; ++i) {
-        const Survivors& s = survivors[i];
-        next[i] += s.selected_in_tile;
-        if (s.nonfinite) nonfinite_.store(true);
-        for (std::int32_t j = 0; j < s.count; ++j) {
-          worker.batch.add({bits_of(s.scores[j]), static_cast<std::uint32_t>(row.id),
-                            static_cast<std::uint32_t>(pair[i].base + s.positions[j])});
-        }
+        next[i] += survivors[i].selected_in_tile;
+        if (survivors[i].nonfinite) nonfinite_.store(true);
+        if (survivors[i].loud) filter.least = 0.0f;  // and most likely the next tiles are like this one
+      }
+    }
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const Tile& tile = worker.tiles[t];
+      Survivors& s = worker.survivors[t];
+      kernels().score(dtype, tile, filter, s);
+      for (std::int32_t j = 0; j < s.count; ++j) {
+        worker.batch.add({bits_of(s.scores[j]), static_cast<std::uint32_t>(row.id),
+                          static_cast<std::uint32_t>(tile.base + s.positions[j])});
       }
       worker.batch.flush_if_large();
     }
   };
   parallel_for(
-      tasks.count(), threads_, [&] { return Worker(pool_); }, work, [](Worker& worker) { worker.batch.flush(); });
+      tasks.count(), threads_, [&] { return Worker(pool_, room_for(k_)); }, work,
+      [](Worker& worker) { worker.batch.flush(); });
 }
 
 std::int64_t Scan::finalize() {

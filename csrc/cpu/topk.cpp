@@ -1,5 +1,7 @@
 // The scan's visit of one tile, or of two side by side: keep what reaches the threshold, gather the selected entries'
-// gradients, watch for inf and NaN. One pass over gradients and parameters; what follows the pass runs from the cache.
+// gradients, watch for inf and NaN. One pass over the gradients, and over the parameters where the gradients alone do
+// not show that next to nothing can be kept; what follows the pass runs from the cache. What may be kept is scored
+// later: by then its parameters have arrived.
 #include <type_traits>
 
 #include "isa.h"
@@ -12,6 +14,8 @@ namespace {
 constexpr int kPrefetch = 2048;  // bytes ahead; hardware prefetchers stop at each 4 KiB page
 constexpr int kCacheLine = 64;   // bytes
 constexpr int kUnroll = 4;       // vectors per step and array; almost always none of their entries is kept
+constexpr int kMostCandidates = 128;     // of a tile, to be scored one by one; more of them cost more than a read
+constexpr int kMostCandidatesOfPow = 32;  // the same where a score needs pow()
 constexpr std::uint32_t kAllLanes = (1u << Vec::lanes) - 1;
 
 // Which of the lanes from entry `offset` of the tensor on pass the filter.
@@ -64,14 +68,18 @@ inline float score_of(const Tile& tile, std::int32_t p, const Filter& f) {
   }
 }
 
+// What a pass compares with the filter: scores, with rounding errors or without, or nothing but gradients.
+enum class Pass { exact, near, gradients };
+
 // The positions among `unroll` vectors from i on that pass the filter, appended to `out`; returns how many.
-template <class T, Kind K, bool exact, int unroll>
+template <class T, Kind K, Pass pass, int unroll>
 inline int filter_vectors(const Tile& tile, std::int32_t i, const Filter& f, Vec::Bits& top, std::uint16_t* out) {
   const T* grad = static_cast<const T*>(tile.grad) + i;
   const T* param = static_cast<const T*>(tile.param) + i;
+  constexpr bool with_params = reads_param(K) && pass != Pass::gradients;
   for (int ahead = kPrefetch; ahead < kPrefetch + unroll * Vec::lanes * int{sizeof(T)}; ahead += kCacheLine) {
     if (reads_grad(K)) prefetch(reinterpret_cast<const char*>(grad) + ahead);
-    if (reads_param(K)) prefetch(reinterpret_cast<const char*>(param) + ahead);
+    if (with_params) prefetch(reinterpret_cast<const char*>(param) + ahead);
   }
   std::uint32_t masks[unroll];
   std::uint32_t any = 0;
@@ -83,9 +91,13 @@ inline int filter_vectors(const Tile& tile, std::int32_t i, const Filter& f, Vec
       grads = absolute(grads);
       top = max_bits(top, grads);
     }
-    if constexpr (reads_param(K)) theta_abs = absolute(load(param + u * Vec::lanes));
+    if constexpr (with_params) theta_abs = absolute(load(param + u * Vec::lanes));
     const std::uint32_t offset = static_cast<std::uint32_t>(tile.base + i + u * Vec::lanes);
-    masks[u] = keep<K, exact>(grads, theta_abs, offset, tile.salt, f);
+    if constexpr (pass == Pass::gradients) {
+      masks[u] = at_least(grads, broadcast(f.least));
+    } else {
+      masks[u] = keep<K, pass == Pass::exact>(grads, theta_abs, offset, tile.salt, f);
+    }
     any |= masks[u];
   }
   int n = 0;
@@ -95,23 +107,27 @@ inline int filter_vectors(const Tile& tile, std::int32_t i, const Filter& f, Vec
   return n;
 }
 
-// Fills positions, count and nonfinite of each of n tiles of one size, which are read side by side.
-template <class T, Kind K, bool exact, int n>
-void filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
+// Fills positions, count and nonfinite of each of n tiles of one size, which are read side by side. False, with nothing
+// of use filled in: Pass::gradients lets too many pass.
+template <class T, Kind K, Pass pass, int n>
+bool filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
   Vec::Bits tops[n];
   int counts[n] = {};
   for (int t = 0; t < n; ++t) tops[t] = zero_bits();
   const std::int32_t size = tiles[0].size;
   std::int32_t i = 0;
+  constexpr int most = K == Kind::any ? kMostCandidatesOfPow : kMostCandidates;
   const auto advance = [&](auto unroll) {
     for (; i + unroll * Vec::lanes <= size; i += unroll * Vec::lanes) {
       for (int t = 0; t < n; ++t) {
-        counts[t] += filter_vectors<T, K, exact, unroll>(tiles[t], i, f, tops[t], survivors[t].positions + counts[t]);
+        counts[t] += filter_vectors<T, K, pass, unroll>(tiles[t], i, f, tops[t], survivors[t].positions + counts[t]);
+        if (pass == Pass::gradients && counts[t] > most) return false;
       }
     }
+    return true;
   };
-  advance(std::integral_constant<int, kUnroll>{});
-  advance(std::integral_constant<int, 1>{});
+  if (!advance(std::integral_constant<int, kUnroll>{})) return false;
+  if (!advance(std::integral_constant<int, 1>{})) return false;
   for (int t = 0; t < n; ++t) {
     std::uint32_t top = reduce(tops[t]);
     for (std::int32_t j = i; j < size; ++j) {
@@ -123,47 +139,68 @@ void filter(const Tile* tiles, const Filter& f, Survivors* survivors) {
     }
     survivors[t].nonfinite = top >= 0x7f800000u;
     survivors[t].count = counts[t];
+    survivors[t].loud = false;
   }
+  return true;
 }
 
-// Scores what the filter kept, drops what is selected already, and gathers the selected entries' gradients.
-template <class T, Kind K>
-void score_kept(const Tile& tile, const Filter& f, Survivors& s) {
-  const int n = s.count;
+// Drops what is selected already, and gathers the selected entries' gradients.
+template <class T, bool fetch_params>
+void drop_selected(const Tile& tile, Survivors& s) {
+  std::uint64_t selected[kTile / 64] = {};  // a bit for each entry: no branch here depends on which ones they are
   std::int64_t in_tile = 0;
-  int kept = 0;
-  int next = 0;  // survivors before `next` are handled
-  const auto score_until = [&](std::int32_t position) {
-    for (; next < n && s.positions[next] < position; ++next) {
-      const std::uint16_t p = s.positions[next];
-      const float score = score_of<T, K>(tile, p, f);
-      s.positions[kept] = p;
-      s.scores[kept] = score;
-      kept += score >= f.threshold && score < f.upper;
-    }
-  };
   for (; in_tile < tile.n_selected; ++in_tile) {
     const std::int32_t position = tile.selected[in_tile] - tile.base;
     if (position >= tile.size) break;
+    selected[position / 64] |= std::uint64_t{1} << (position % 64);
     if (tile.selected_grads != nullptr) {
       tile.selected_grads[in_tile] = widen(static_cast<const T*>(tile.grad)[position]);
     }
-    score_until(position);
-    if (next < n && s.positions[next] == position) ++next;
   }
-  score_until(tile.size);
+  std::int32_t kept = 0;
+  for (std::int32_t i = 0; i < s.count; ++i) {
+    const std::uint16_t p = s.positions[i];
+    s.positions[kept] = p;
+    kept += 1 - static_cast<std::int32_t>(selected[p / 64] >> (p % 64) & 1);
+  }
+  if constexpr (fetch_params) {
+    for (std::int32_t i = 0; i < kept; ++i) prefetch(static_cast<const T*>(tile.param) + s.positions[i]);
+  }
   s.count = kept;
   s.selected_in_tile = in_tile;
 }
 
+// Leaves the survivors whose score passes the filter.
+template <class T, Kind K>
+void score(const Tile& tile, const Filter& f, Survivors& s) {
+  std::int32_t kept = 0;
+  for (std::int32_t i = 0; i < s.count; ++i) {
+    const std::uint16_t p = s.positions[i];
+    const float score = score_of<T, K>(tile, p, f);
+    s.positions[kept] = p;
+    s.scores[kept] = score;
+    kept += score >= f.threshold && score < f.upper;
+  }
+  s.count = kept;
+}
+
 template <class T, Kind K, int n>
 void visit(const Tile* tiles, const Filter& f, Survivors* survivors) {
-  if (f.exact) {
-    filter<T, K, true, n>(tiles, f, survivors);
-  } else {
-    filter<T, K, false, n>(tiles, f, survivors);
+  if constexpr (reads_param(K) && reads_grad(K) && K != Kind::product) {
+    if (f.least > 0.0f && filter<T, K, Pass::gradients, n>(tiles, f, survivors)) {
+      for (int t = 0; t < n; ++t) drop_selected<T, true>(tiles[t], survivors[t]);
+      return;
+    }
   }
-  for (int t = 0; t < n; ++t) score_kept<T, K>(tiles[t], f, survivors[t]);
+  if (f.exact) {
+    filter<T, K, Pass::exact, n>(tiles, f, survivors);
+  } else {
+    filter<T, K, Pass::near, n>(tiles, f, survivors);
+  }
+  for (int t = 0; t < n; ++t) {
+    survivors[t].loud = f.least > 0.0f;
+    drop_selected<T, false>(tiles[t], survivors[t]);
+  }
 }
 
 template <Kind K>
@@ -175,24 +212,36 @@ void visit(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* su
   });
 }
 
+// call(std::integral_constant<Kind, kind>)
+template <class Call>
+void with_kind(Kind kind, Call&& call) {
+  switch (kind) {
+#define SELECTIVE_KIND(kind) \
+  case Kind::kind:           \
+    return call(std::integral_constant<Kind, Kind::kind>())
+    SELECTIVE_KIND(zero);
+    SELECTIVE_KIND(half);
+    SELECTIVE_KIND(one);
+    SELECTIVE_KIND(two);
+    SELECTIVE_KIND(any);
+    SELECTIVE_KIND(product);
+    SELECTIVE_KIND(magnitude);
+    SELECTIVE_KIND(random);
+    SELECTIVE_KIND(given);
+#undef SELECTIVE_KIND
+  }
+}
+
 }  // namespace
 
 void SELECTIVE_ISA_NAME(visit)(DType dtype, const Tile* tiles, int n, const Filter& f, Survivors* survivors) {
-  switch (f.kind) {
-#define SELECTIVE_VISIT(kind) \
-  case Kind::kind:            \
-    return visit<Kind::kind>(dtype, tiles, n, f, survivors)
-    SELECTIVE_VISIT(zero);
-    SELECTIVE_VISIT(half);
-    SELECTIVE_VISIT(one);
-    SELECTIVE_VISIT(two);
-    SELECTIVE_VISIT(any);
-    SELECTIVE_VISIT(product);
-    SELECTIVE_VISIT(magnitude);
-    SELECTIVE_VISIT(random);
-    SELECTIVE_VISIT(given);
-#undef SELECTIVE_VISIT
-  }
+  with_kind(f.kind, [&](auto kind) { visit<kind()>(dtype, tiles, n, f, survivors); });
+}
+
+void SELECTIVE_ISA_NAME(score)(DType dtype, const Tile& tile, const Filter& f, Survivors& survivors) {
+  with_kind(f.kind, [&](auto kind) {
+    with_dtype(dtype, [&](auto storage) { score<decltype(storage), kind()>(tile, f, survivors); });
+  });
 }
 
 }  // namespace selective

@@ -170,6 +170,41 @@ def gradient_in_few_lines():  # as in an embedding
     return Case([grad], [normal()])
 
 
+@case
+def loud_among_quiet():  # a bad hint of the score: large gradients of larger parameters, in some tiles too many of them
+    rng = np.random.default_rng(11)
+    grad, param = normal(seed=12) * 1e-3, normal(seed=13) * 1e-2
+    for tile in range(0, N // 4096, 3):
+        loud = tile * 4096 + rng.choice(4096, (0, 31, 32, 33, 127, 128, 129, 4096)[tile // 3 % 8], replace=False)
+        grad[loud] = 1.0 + rng.random(len(loud))
+        param[loud] = rng.choice(np.float32([0.0, 1.0, 50.0]), len(loud))
+    return Case([grad], [param])
+
+
+@case
+def loud_in_any_power():  # the same through pow()
+    return CASES["loud_among_quiet"]()._replace(score=Score(1.7, 0.5))
+
+
+def at_the_bound(exponent: float, eps: float) -> Callable[[], Case]:
+    """Parameters of zero: the smallest gradient that the threshold allows is that of every tie with the k-th best."""
+
+    def at_the_bound() -> Case:
+        grad = normal(seed=14) * 0.1
+        grad[::50] = 0.7
+        param = normal(seed=15)
+        param[::50] = 0.0
+        return Case([grad], [param], Score(exponent, eps))
+
+    return at_the_bound
+
+
+CASES |= {
+    f"at_the_bound_{exponent}_{eps}": functools.cache(at_the_bound(exponent, eps))
+    for exponent, eps in ((0.5, 0.3), (1.0, 1e-3), (2.0, 0.1), (2.0, 1.0), (1.7, 0.3), (-1.0, 0.3))
+}
+
+
 def tensors_of(name, dtype):
     built = CASES[name]()
     with np.errstate(all="ignore"):
