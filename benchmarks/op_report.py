@@ -119,7 +119,8 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
         for ours, others in points_of(large, op):
             where = f"{op}, {ours['model']}, {ours['dtype']}"
             if op == "scan+topk" and ours["dtype"] == "float32":
-                times = 100 / float(str(ours["percent_of_bound"]))
+                both = 2 * int(str(ours["scalars"])) * 4
+                times = 100 / float(str(ours["percent_of_bound"])) * int(str(ours["bytes"])) / both
                 found.append(Bar(f"{where}: time of reading parameters and gradients", times, READ_BAR, unit=" x"))
             least = SCAN_BAR if op == "scan+topk" else 1.0
             for rival in sorted(others, key=lambda row: float(str(row["speedup"])))[:1]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
 from benchmarks.op_problem import ALL, NONE, SCORE, Made, Problem, flat_positions
+from benchmarks.rivals import ARRAYS_READ
 from selective_kernels import SparseIndex, scan
 from selective_kernels.score import score_ref
 
@@ -50,7 +51,8 @@ def made(problem: Problem) -> Made:
         for name, rival in rivals.items():
             check_rival(name, rival(), exact, exact[found])
 
-    nbytes = 2 * sum(sizes) * params[0].element_size() + 4 * index.count
+    arrays = ARRAYS_READ[problem.device.type]
+    nbytes = arrays * sum(sizes) * params[0].element_size() + 4 * index.count
     others = [Contender(name, run, rounds=ROUNDS[name]) for name, run in rivals.items()]
     return Made([Contender("ours", ours), *others], nbytes, "read", check)
 

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             for point in points:
                 bar.set_description(f"{point.axis} {pictures.short(point.x)}")
                 found = measure(point, DTYPES[dtype], clock, options.rounds or sizes.rounds)
-                mine.extend(time_rows(point, dtype, DTYPES[dtype].itemsize, found, stamp))
+                mine.extend(time_rows(point, dtype, DTYPES[dtype].itemsize, found, stamp, device.type))
                 bar.update()
         mine.extend(law_rows(mine, dtype, stamp))
         print(screen(mine), flush=True)
@@ -83,7 +83,7 @@ def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         label = AXES[axis]
         pictures.set_title(axes, f"{label[:1].upper()}{label[1:]}")
         read = _points(rows, axis, READ)
-        pictures.scaling_lines(axes, shown, label, "ms", limit=read, limit_label="reading once", colors=known)
+        pictures.scaling_lines(axes, shown, label, "ms", limit=read, limit_label="reading both once", colors=known)
         times = [y for points in (*shown.values(), read) for _, y in points]
         axes.set_ylim(10 ** math.floor(math.log10(min(times))), 10 ** math.ceil(math.log10(max(times))))
         if axis == "threads":

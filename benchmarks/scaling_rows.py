@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmarks.fitting import Exponent, fit
 from benchmarks.harness import Timing
 from benchmarks.report import format_table
+from benchmarks.rivals import ARRAYS_READ
 from benchmarks.scaling_cases import AXES, FUSED, LAWS, READ, SELECTING, Law, Point
 from benchmarks.scaling_measure import Timed
 
 Row = dict[str, object]
 TIME, EXPONENT = "time", "exponent"
-MOVED = {READ: 2, SELECTING: 2, FUSED: 7}  # times the parameters' bytes; of a step without selection: unknown
+MOVED = {READ: 2, FUSED: 7}  # times the parameters' bytes; of a step without selection: unknown
 COLUMNS = (
     "kind",
     "axis",
@@ -50,20 +51,23 @@ def _row(values: Mapping[str, object], stamp: Mapping[str, str]) -> Row:
     return {**dict.fromkeys(COLUMNS, ""), **stamp, **values}
 
 
-def time_rows(point: Point, dtype: str, item: int, found: Timed, stamp: Mapping[str, str]) -> list[Row]:
+def time_rows(
+    point: Point, dtype: str, item: int, found: Timed, stamp: Mapping[str, str], device: str = "cpu"
+) -> list[Row]:
     """Rows of kind "time" of one problem, also for who was left out.
 
     Times are in milliseconds, `ms_rounds` those of all rounds; ratios are medians of ratios taken within a round.
     `selected` is what was selected before the first timed step, `k` what each adds.
     """
-    return [_row(_time_row(point, dtype, item, found, what), _with_threads(point, stamp)) for what in point.whats]
+    stamp = _with_threads(point, stamp)
+    return [_row(_time_row(point, dtype, item, found, what, device), stamp) for what in point.whats]
 
 
 def _with_threads(point: Point, stamp: Mapping[str, str]) -> Mapping[str, str]:
     return {**stamp, "threads": str(point.threads)} if point.threads else stamp
 
 
-def _time_row(point: Point, dtype: str, item: int, found: Timed, what: str) -> Row:
+def _time_row(point: Point, dtype: str, item: int, found: Timed, what: str, device: str) -> Row:
     row: Row = {
         "kind": TIME,
         "axis": point.axis,
@@ -89,11 +93,12 @@ def _time_row(point: Point, dtype: str, item: int, found: Timed, what: str) -> R
         "ratio_to_read": f"{timing.ratio(read):.3f}" if read else "",
         "checked": "values" if found.checked else "count",
     }
-    if what in MOVED:
-        count = MOVED[what] * item * point.scalars
+    arrays = ARRAYS_READ[device] if what == SELECTING else MOVED.get(what)
+    if arrays:
+        count = arrays * item * point.scalars
         row |= {"bytes_moved": count, "gb_per_s": f"{count / timing.median / 1e9:.2f}"}
         if read:
-            row["percent_of_read_bandwidth"] = f"{100 * MOVED[what] / MOVED[READ] / timing.ratio(read):.1f}"
+            row["percent_of_read_bandwidth"] = f"{100 * arrays / MOVED[READ] / timing.ratio(read):.1f}"
     if fused and what not in (READ, FUSED):
         row["speedup_over_adamw_fused"] = f"{fused.ratio(timing):.2f}"
     return row

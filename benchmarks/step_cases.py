@@ -143,11 +143,13 @@ def slow_rival(case: Case, name: str, base: list[torch.Tensor], grads: GradSets)
 def moved(case: Case, name: str) -> int:
     """Bytes that a step must read and write at least; 0 where nobody has counted them.
 
-    A selecting step reads parameters and gradients. One that selects nothing reads the cache lines of what is selected.
+    A selecting step reads the gradients. One that selects nothing reads the cache lines of what is selected.
     """
     scalars, item = case.scalars, DTYPES[case.dtype].itemsize
-    if name in (READ, *PHASES):
+    if name == READ:
         return 2 * item * scalars
+    if name in PHASES:
+        return rivals.ARRAYS_READ["cpu"] * item * scalars
     if name in (FUSED, FOREACH):
         return 7 * item * scalars
     return MASKINGS[name].moved(scalars, item) if name in MASKINGS else 0

@@ -1,7 +1,7 @@
 """The flow of one step of the selective optimizers.
 
-A scan reads every gradient once, and what it needs of the parameters; if all gradients are finite, the best new entries join the index list
-and all selected entries are updated. Nothing is changed before the scan has seen every gradient.
+A scan reads every gradient once, and what it needs of the parameters; if all gradients are finite, the best new entries
+join the index list and all selected entries are updated. Nothing is changed before the scan has seen every gradient.
 """
 
 from __future__ import annotations

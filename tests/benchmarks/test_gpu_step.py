@@ -15,7 +15,20 @@ from benchmarks.gpu_cases import COMPILED, FOREACH, FUSED, IN_PLACE, MASKING, OU
 from benchmarks.gpu_measure import Measured
 from benchmarks.harness import Timing
 
-TINY = ["--device", "cpu", "--shapes", "tiny", "--rounds", "2", "--alone", "1", "--budgets", "40", "--compiler", "eager"]
+TINY = [
+    "--device",
+    "cpu",
+    "--shapes",
+    "tiny",
+    "--rounds",
+    "2",
+    "--alone",
+    "1",
+    "--budgets",
+    "40",
+    "--compiler",
+    "eager",
+]
 SELECTING = ["early", "middle", "last"]
 
 
