@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__py
 
 OUT ?= benchmarks/results
 
-.PHONY: demo test build lint bench bench-compare gpu-check sanitize wheel clean
+.PHONY: demo test build lint bench bench-all bench-compare gpu-check sanitize wheel clean
 
 demo: build
 	$(BIN)/python -m benchmarks.reviews build/demo
@@ -29,8 +29,12 @@ lint: build
 	$(BIN)/mypy
 	@echo "longest files:"; wc -l $$(git ls-files '*.py' '*.cpp' '*.h') | sort -rn | sed -n 2,8p
 
+# The suites of docs/benchmarks.md, in about a quarter of an hour.
 bench: build
 	for suite in ops step end2end memory scaling; do $(BIN)/python -m benchmarks $$suite || exit 1; done
+
+# Beside them all that README and docs/deltas.md tell of, but for the demo's table.
+bench-all: bench
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.gaps
 	$(BIN)/python -m benchmarks.deltas

@@ -1,4 +1,4 @@
-"""Times deltas on checkpoint folders against copying the folder: `python -m benchmarks.delta_files` (`make bench`).
+"""Times deltas on checkpoint folders against copying the folder: `python -m benchmarks.delta_files` (`make bench-all`).
 
 A checkpoint of about a gigabyte in several files, of which 0.2 % of the scalars change, is patched, undone and
 compared. Its rivals are `cp` of the folder, and loading each file, patching its tensors and saving it with the

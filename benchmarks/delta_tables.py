@@ -59,9 +59,8 @@ def positions_table(load: Load, markdown: Markdown) -> str:
     for code, label in POSITIONS.items():
         cells = [found[case[0], case[1], code]["bytes_per_offset"] for case in cases]
         lines.append([label, *(f"{float(cell):.2f}" for cell in cells)])
-    title = (
-        "Bytes per position, by the share of the scalars that is taken (`make bench`, `benchmarks/results/gaps.csv`):"
-    )
+    title = "Bytes per position, by the share of the scalars that is taken"
+    title += " (`make bench-all`, `benchmarks/results/gaps.csv`):"
     header = [f"{lists}, {100 * float(share):g} %" for lists, share in cases]
     return f"{title}\n\n" + markdown(("", *header), lines)
 

@@ -1,4 +1,4 @@
-"""Stores index lists in several ways: `python -m benchmarks.gaps` (`make bench`); size, and speed in one thread.
+"""Stores index lists in several ways: `python -m benchmarks.gaps` (`make bench-all`); size, and speed in one thread.
 
 Lists are random positions of a few densities, and what a short run of ID3 selects in a real model: once a list for each
 tensor, as a file has them (then a call's own time counts, for such lists are short), and once all in one. Speeds are in

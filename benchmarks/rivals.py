@@ -15,8 +15,8 @@ from benchmarks.shapes import copies
 
 LR = 3e-4
 SCORE = D3(exp=2.0, eps=1.0)
-# Arrays as large as the parameters that a scan for this score reads: gradients decide nearly everything; the kernels for
-# GPUs read the parameters, too.
+# Arrays as large as the parameters that a scan for this score reads: gradients decide nearly everything, and only the
+# kernels for GPUs read all parameters, too.
 ARRAYS_READ = {"cpu": 1, "cuda": 2}
 GradSets = Sequence[Sequence[Tensor]]
 

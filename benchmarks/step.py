@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import gpu_step, pictures, step_rows
-from benchmarks.bars import Bar, format_bars
+from benchmarks.bars import format_bars
 from benchmarks.report import describe, environment
 from benchmarks.room import available_bytes, lack
 from benchmarks.shapes import MODELS
 from benchmarks.step_cases import (
     DTYPES,
     FULL,
+    IN_16_BITS,
     OURS,
     READ,
     RIVALS,
@@ -47,6 +48,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compiler", default="inductor", help="backend of torch.compile for the compiled rival")
 
 
+def _usual_dtypes(model: str) -> tuple[str, ...]:
+    return ("float32", "bfloat16") if model in IN_16_BITS else ("float32",)
+
+
 def cases_of(options: argparse.Namespace, unavailable: Mapping[str, str]) -> list[Case]:
     """The combinations asked for; slow rivals take part at a model's first budget.
 
@@ -64,6 +69,8 @@ def cases_of(options: argparse.Namespace, unavailable: Mapping[str, str]) -> lis
     cases = []
     for model in models:
         for dtype in unavailable:
+            if dtype not in (options.dtype or _usual_dtypes(model)):
+                continue
             budgets = options.budget or budgets_of(model)[: 1 if small else None]
             for number, budget in enumerate(budgets):
                 rounds = options.rounds or ROUNDS[options.preset]
@@ -93,15 +100,13 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     for dtype, (unavailable, note) in checked.items():
         print(f"{dtype}: the dense rivals select and compute the same; compiled masking: {unavailable or note}")
     rows: list[dict[str, object]] = []
-    bars: list[Bar] = []
     for case in cases_of(options, {dtype: unavailable for dtype, (unavailable, _) in checked.items()}):
         print(f"\n{case.title}", flush=True)
         found = _measured(case, checked[case.dtype][1])
         mine = step_rows.rows_of(case, found, stamp)
         print(step_rows.screen(mine), flush=True)
         rows.extend(mine)
-        bars.extend(step_rows.bars_of(case, found))
-    print(f"\n{format_bars(bars)}")
+    print(f"\n{format_bars(step_rows.bars(rows))}")
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.bars import Bar
 from benchmarks.report import format_table
@@ -101,26 +101,36 @@ def screen(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join([format_table(header, lines), *notes])
 
 
-def bars_of(case: Case, found: Measured) -> Iterator[Bar]:
-    """What a case is held against, each at that of our selecting steps which does worst."""
-    if case.scalars < LEAST_SCALARS or not found.sittings:
-        return
-    budgets = budgets_of(case.model)
-    number = budgets.index(case.budget) if case.budget in budgets else None
-    title = f"{case.model}, {case.dtype}, {case.budget:,}"
-    for (dtype, which, model), limit in READ_BARS.items():
-        if (dtype, which) == (case.dtype, number) and model in (None, case.model):
-            phase, ratio = max(_over_phases(found, READ, of_ours=True), key=lambda each: each[1])
+def bars(rows: Sequence[Mapping[str, object]]) -> list[Bar]:
+    """What rows are held against, each model and budget at that of our selecting steps which does worst."""
+    cases: dict[tuple[str, str, int], list[Mapping[str, object]]] = {}
+    selecting = {f"ours, {phase}" for phase in PHASES}
+    for row in rows:
+        if row["what"] in selecting and row["ms_median"] and int(str(row["scalars"])) >= LEAST_SCALARS:
+            key = str(row["model"]), str(row["dtype"]), int(str(row["budget"]))
+            cases.setdefault(key, []).append(row)
+    return [bar for key, mine in cases.items() for bar in _bars_of(*key, mine)]
+
+
+def _bars_of(model: str, dtype: str, budget: int, rows: Sequence[Mapping[str, object]]) -> Iterator[Bar]:
+    budgets = budgets_of(model)
+    number = budgets.index(budget) if budget in budgets else None
+    title = f"{model}, {dtype}, {budget:,}"
+    for (of, which, only), limit in READ_BARS.items():
+        if (of, which) == (dtype, number) and only in (None, model):
+            phase, ratio = _extreme(rows, "ratio_to_read", max)
             yield Bar(f"{title}, {phase}: one read", ratio, limit, unit=" x")
-    if (case.dtype, number) != ("float32", 0):
+    if (dtype, number) != ("float32", 0):
         return
     for rival, least in SPEEDUP_BARS.items():
-        if known := _over_phases(found, rival, of_ours=False):
-            phase, speedup = min(known, key=lambda each: each[1])
+        if all(row[column(rival)] for row in rows):
+            phase, speedup = _extreme(rows, column(rival), min)
             yield Bar(f"{title}, {phase}: faster than {rival}", speedup, least, least=True, unit=" x")
 
 
-def _over_phases(found: Measured, other: str, *, of_ours: bool) -> list[tuple[str, float]]:
-    """Ratio of our time to another's, or of the other's to ours, for each selecting step that has one."""
-    ratios = [(phase, found.ratio(phase, other) if of_ours else found.ratio(other, phase)) for phase in PHASES]
-    return [(phase, ratio) for phase, ratio in ratios if ratio is not None]
+def _extreme(
+    rows: Sequence[Mapping[str, object]], key: str, choose: Callable[..., tuple[str, float]]
+) -> tuple[str, float]:
+    """Name of a selecting step, and its number."""
+    numbers = [(str(row["what"]).removeprefix("ours, "), float(str(row[key]))) for row in rows]
+    return choose(numbers, key=lambda each: each[1])

@@ -7,7 +7,7 @@ import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks import ROOT, delta_tables
+from benchmarks import ROOT, delta_tables, suite_tables
 from benchmarks.report import RESULTS, format_bytes
 
 Row = dict[str, str]
@@ -148,7 +148,7 @@ def updates_table() -> str:
     first = rows[0]
     title = (
         f"A whole run of {int(first['total_steps']):,} steps on the same shapes, float32, by budget; of each step "
-        f"the median of {first['repeats']} runs; {first['cpu']}, {first['threads']} threads (`make bench`, "
+        f"the median of {first['repeats']} runs; {first['cpu']}, {first['threads']} threads (`make bench-all`, "
         "`benchmarks/results/updates.csv`):"
     )
     header = ("budget", "scalar updates", "of static", "update kernel ms", "of static", "whole optimizer ms")
@@ -183,18 +183,29 @@ def demo_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "step": step_table,
+    "training": lambda: suite_tables.training_table(load, markdown),
     "memory": memory_table,
     "updates": updates_table,
     "demo": demo_table,
 }
 OPTIONAL = {"gpu": gpu_table}  # stand in README only if there is a result file: not everybody has a GPU
-DELTAS: dict[str, Callable[[], str]] = {
-    "positions": lambda: delta_tables.positions_table(load, markdown),
-    "sizes": lambda: delta_tables.sizes_table(load, markdown),
-    "times": lambda: delta_tables.times_table(load, markdown),
-    "files": lambda: delta_tables.files_table(load, markdown),
+DELTAS = {
+    "positions": delta_tables.positions_table,
+    "sizes": delta_tables.sizes_table,
+    "times": delta_tables.times_table,
+    "files": delta_tables.files_table,
 }
-PAGES: dict[str, Mapping[str, Callable[[], str]]] = {"README.md": {**TABLES, **OPTIONAL}, "docs/deltas.md": DELTAS}
+
+
+def _bound(tables: Mapping[str, Callable[..., str]]) -> dict[str, Callable[[], str]]:
+    return {name: lambda make=make: make(load, markdown) for name, make in tables.items()}  # type: ignore[misc]
+
+
+PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": {**TABLES, **OPTIONAL},
+    "docs/deltas.md": _bound(DELTAS),
+    "docs/benchmarks.md": _bound(suite_tables.TABLES),
+}
 
 
 def filled(text: str, page: str = "README.md") -> str:

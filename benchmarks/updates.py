@@ -1,4 +1,4 @@
-"""Adds up a whole run's scalar updates: `python -m benchmarks.updates` (`make bench`).
+"""Adds up a whole run's scalar updates: `python -m benchmarks.updates` (`make bench-all`).
 
 ID3 spends its budget along the run, so that over T steps it updates (T + 1) / 2T of the scalars that a static selection
 of the same size does (paper, Sec. 3). Both runs are made in one process, a step of each in turn, on the same gradients

@@ -65,7 +65,8 @@ def test_tables_are_those_of_the_result_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert tables.filled(text, page) == text, "run: python -m benchmarks.tables"
     named = set(re.findall(r"benchmarks/results/(\w+\.csv)", text))
-    assert named >= {f"{name}.csv" for name in tables.TABLES} if page == "README.md" else named
+    expected = {f"{name}.csv" for name in ("step", "end2end", "memory", "updates", "demo")}
+    assert named >= expected if page == "README.md" else named
     for name in named:
         assert (tables.RESULTS / name).exists(), name
 
@@ -90,8 +91,9 @@ def test_a_table_of_gpu_times_needs_measured_ones(tmp_path, monkeypatch) -> None
     marks = "<!-- gpu -->\n{}<!-- end of gpu -->"
     text = README.read_text(encoding="utf-8")
     head = text.replace(marks.format(""), "")
-    for name in tables.TABLES:
-        (tmp_path / f"{name}.csv").write_bytes((tables.RESULTS / f"{name}.csv").read_bytes())
+    for path in tables.RESULTS.glob("*.csv"):
+        if not path.name.startswith("gpu"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.filled(head) == head
     assert tables.filled(head + marks.format("| old | 1.0 |\n")) == head + marks.format("")
