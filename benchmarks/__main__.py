@@ -24,6 +24,7 @@ def parser_for(given: Sequence[str]) -> argparse.ArgumentParser:
         suites.add_common(command)
         if given[:1] == [name]:
             suites.load(name).add_options(command)
+            command.set_defaults(suite_parser=command)
     line = "draws the pictures of result files again, without measuring"
     redraw = commands.add_parser("plot", help=line, description=line)
     redraw.add_argument("suites", nargs="*", metavar="SUITE", help=f"any of {', '.join(SUITES)}; default: all")
@@ -83,7 +84,11 @@ def main(given: Sequence[str] | None = None) -> int:
     """Exit code."""
     words = sys.argv[1:] if given is None else list(given)
     options = parser_for(words).parse_args(words)
-    return redraw(options) if options.command == "plot" else measure(options)
+    if options.command == "plot":
+        return redraw(options)
+    own = vars(options).pop("suite_parser")
+    options.narrowed = suites.narrowed(options, own)
+    return measure(options)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class Bar:
         measured, limit: in `unit`.
         least: the number must be at least the limit; otherwise at most.
         unit: for screens, such as " x".
+        missing: why there is no number, "" if there is one; such a bar is not met.
     """
 
     what: str
@@ -22,16 +23,21 @@ class Bar:
     limit: float
     least: bool = False
     unit: str = ""
+    missing: str = ""
 
     @property
     def met(self) -> bool:
         """Whether the limit is kept; never for NaN."""
+        if self.missing:
+            return False
         return self.measured >= self.limit if self.least else self.measured <= self.limit
 
     def __str__(self) -> str:
-        sign = ">=" if self.least else "<="
+        limit = f"bar {'>=' if self.least else '<='} {self.limit:g}{self.unit}"
+        if self.missing:
+            return f"{self.what}: {limit}: NOT MEASURED, {self.missing}"
         verdict = "met" if self.met else "NOT MET"
-        return f"{self.what}: {self.measured:.3g}{self.unit}, bar {sign} {self.limit:g}{self.unit}: {verdict}"
+        return f"{self.what}: {self.measured:.3g}{self.unit}, {limit}: {verdict}"
 
 
 def format_bars(bars: Sequence[Bar]) -> str:

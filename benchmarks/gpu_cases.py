@@ -167,7 +167,7 @@ def _rivals(case: Case, params: Sequence[Tensor], grads: rivals.GradSets) -> lis
     room = [free_bytes(params[0].device)]
 
     def adamw(kind: str, name: str) -> Made:
-        optimizer = torch.optim.AdamW(params, lr=rivals.LR, **{kind: True})  # type: ignore[arg-type]
+        optimizer = torch.optim.AdamW(params, lr=rivals.LR, weight_decay=0.0, **{kind: True})  # type: ignore[arg-type]
         return optimizer, rivals.stepping(name, params, grads, optimizer.step)
 
     def masking(kind: Callable[..., DenseMasking], name: str) -> Made:

@@ -1,10 +1,10 @@
-"""Dense masking at its best: no vector of all scores, no second gradient; and the same through torch.compile."""
+"""Dense masking at its best: scores that stay in the cache, no second gradient; and the same through torch.compile."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -15,7 +15,13 @@ from benchmarks.masking import DenseMasking
 from benchmarks.rivals import LR, SCORE
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's defaults, which ours has, too
+LIKELY = 1 << 20  # scalars of a tensor, for the compiler
 SHORTEST_ROW, ROW_PER_K = 1 << 18, 256  # of `best_by_rows`; about the fastest from k = 60 to 3,000
+
+
+def row_length(k: int, shortest: int = SHORTEST_ROW) -> int:
+    """Of the rows from which torch.topk takes k each."""
+    return max(shortest, 1 << (ROW_PER_K * k - 1).bit_length())
 
 
 def best_by_rows(scores: Tensor, k: int, shortest: int = SHORTEST_ROW) -> tuple[Tensor, Tensor]:
@@ -29,7 +35,7 @@ def best_by_rows(scores: Tensor, k: int, shortest: int = SHORTEST_ROW) -> tuple[
         k: how many are wanted.
         shortest: power of two; least length of a row.
     """
-    width = max(shortest, 1 << (ROW_PER_K * k - 1).bit_length())
+    width = row_length(k, shortest)
     rows, count = scores.numel() // width, scores.numel()
     if rows < 2:
         found = scores.topk(min(k, count), sorted=False)
@@ -41,8 +47,49 @@ def best_by_rows(scores: Tensor, k: int, shortest: int = SHORTEST_ROW) -> tuple[
     return values, torch.cat([(inner.indices + begins).reshape(-1), outer.indices + rows * width])
 
 
+def score_in_place(theta: Tensor, grad: Tensor, mask: Tensor, scores: Tensor) -> None:
+    """D3 of what is not masked into float32 `scores`, 0 elsewhere; all of them vectors."""
+    scores.copy_(theta).abs_().add_(SCORE.eps).pow_(SCORE.exp)
+    torch.div(grad, scores, out=scores).abs_().masked_fill_(mask, 0.0)
+
+
+class Pieces:
+    """The best of a model's scores from pieces that fit the CPU's caches: each is scored, then gives its own best.
+
+    Args:
+        score: as `score_in_place`.
+        device: on a GPU a piece is a whole tensor.
+    """
+
+    def __init__(self, score: Callable[[Tensor, Tensor, Tensor, Tensor], None], device: torch.device) -> None:
+        self._score, self._device = score, device
+        self._buffer = torch.empty(0, dtype=torch.float32, device=device)
+
+    def best(self, parts: Iterable[tuple[int, Tensor, Tensor, Tensor]], k: int) -> Tensor:
+        """Positions of the k best, int64, in no order.
+
+        Args:
+            parts: of each tensor the position of its first scalar, parameters, gradients and mask, as vectors.
+            k: how many.
+        """
+        values, positions = [], []
+        for first, theta, grad, mask in parts:
+            length = torch.get_num_threads() * row_length(k) if self._device.type == "cpu" else theta.numel()
+            for begin in range(0, theta.numel(), length):
+                end = min(begin + length, theta.numel())
+                count = end - begin
+                if self._buffer.numel() < count:
+                    self._buffer = torch.empty(count, dtype=torch.float32, device=self._device)
+                scores = self._buffer[:count]
+                self._score(theta[begin:end], grad[begin:end], mask[begin:end], scores)
+                found = best_by_rows(scores, k)
+                values.append(found[0])
+                positions.append(found[1] + (first + begin))
+        return torch.cat(positions)[torch.cat(values).topk(k, sorted=False).indices]
+
+
 class InPlaceMasking(DenseMasking):
-    """Scores of one tensor at a time in one buffer, torch.topk of each and of what they give; masks gradients in place.
+    """Scores in pieces, torch.topk of each and of what they give; masks gradients in place.
 
     The gradients are zero outside of the mask after a step.
     """
@@ -51,8 +98,7 @@ class InPlaceMasking(DenseMasking):
 
     def __init__(self, params: Sequence[Tensor], budget: int, total_steps: int, done: int) -> None:
         super().__init__(params, budget, total_steps, done)
-        longest = max(param.numel() for param in params)
-        self._buffer = torch.empty(longest, dtype=torch.float32, device=self.mask.device)
+        self._pieces = Pieces(self._score, self.mask.device)
 
     @staticmethod
     def nbytes(scalars: int, itemsize: int) -> int:
@@ -61,27 +107,23 @@ class InPlaceMasking(DenseMasking):
 
     @staticmethod
     def moved(scalars: int, itemsize: int) -> int:
-        """Bytes that a step reads and writes at least, if the scores of a tensor do not stay in a cache.
+        """Bytes that a step reads and writes at least, scores left in a cache.
 
-        Scores: parameter and gradient read, divisor written and three times changed, quotient written, absolute
-        values taken, masked, read. Mask: read twice. Gradient: read and written. AdamW as in `DenseMasking`.
+        Scores: parameter, gradient and mask read. Masking: mask read, gradient read and written. AdamW as in
+        `DenseMasking`.
         """
-        return scalars * (2 * itemsize + 4 * (1 + 6 + 2 + 2 + 2 + 1) + 2 + 2 * itemsize + 7 * itemsize)
+        return scalars * (2 * itemsize + 1 + 1 + 2 * itemsize + 7 * itemsize)
 
     def _best(self, k: int) -> Tensor:
-        values, positions = [], []
-        for i, param, mask in self._parts():
-            assert param.grad is not None
-            scores = self._buffer[: param.numel()]
-            self._score(param.detach().view(-1), param.grad.reshape(-1), mask, scores)
-            found = best_by_rows(scores, k)
-            values.append(found[0])
-            positions.append(found[1] + self._ends[i])
-        return torch.cat(positions)[torch.cat(values).topk(k, sorted=False).indices]
+        def parts() -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+            for i, param, mask in self._parts():
+                assert param.grad is not None
+                yield self._ends[i], param.detach().view(-1), param.grad.reshape(-1), mask
+
+        return self._pieces.best(parts(), k)
 
     def _score(self, theta: Tensor, grad: Tensor, mask: Tensor, scores: Tensor) -> None:
-        scores.copy_(theta).abs_().add_(SCORE.eps).pow_(SCORE.exp)
-        torch.div(grad, scores, out=scores).abs_().masked_fill_(mask, 0.0)
+        score_in_place(theta, grad, mask, scores)
 
     def _update(self) -> None:
         for _, param, mask in self._parts():
@@ -108,13 +150,23 @@ def _adamw(
 
 
 @functools.cache
-def compiled(backend: str, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Scores, and the masked update, of a tensor of any length, each compiled to one pass by that backend."""
+def compiled(
+    backend: str, dtype: torch.dtype, device: torch.device, threads: int
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Scores, and the masked update, of a tensor of any length, each compiled to one pass by that backend.
+
+    The first call says how long tensors are likely to be: from a short one the compiler makes code for one thread.
+    """
     made: list[Any] = []  # what torch.compile returns has no precise type
     for each in (_score, _adamw):
         # The compiler counts compilations by code object; all backends and dtypes together come to its limit.
         own = FunctionType(each.__code__.replace(), each.__globals__, each.__name__)
         made.append(torch.compile(own, dynamic=True, fullgraph=True, backend=backend))
+    theta, grad, first, second = (torch.ones(LIKELY, dtype=dtype, device=device) for _ in range(4))
+    mask = torch.zeros(LIKELY, dtype=torch.bool, device=device)
+    scores, ones = torch.empty(LIKELY, device=device), [torch.ones((), device=device) for _ in range(2)]
+    made[0](theta, grad, mask, scores)
+    made[1](theta, grad, mask, first, second, *ones)
     return made[0], made[1]
 
 
@@ -139,25 +191,27 @@ class CompiledMasking(InPlaceMasking):
         self, params: Sequence[Tensor], budget: int, total_steps: int, done: int, backend: str = "inductor"
     ) -> None:
         super().__init__(params, budget, total_steps, done)
-        self._score_pass, self._adamw_pass = compiled(backend, params[0].dtype)
+        self._score_pass, self._adamw_pass = compiled(
+            backend, params[0].dtype, self.mask.device, torch.get_num_threads()
+        )
         self._taken = [0] * len(self._params)
         self._moments = [(torch.zeros_like(param).view(-1), torch.zeros_like(param).view(-1)) for param in params]
 
     @staticmethod
     def moved(scalars: int, itemsize: int) -> int:
-        """Bytes that a step reads and writes at least.
+        """Bytes that a step reads and writes at least, scores left in a cache.
 
-        Scores: parameter, gradient and mask read, score written and read. Update: parameter, gradient, mask and
-        moments read, all but gradient and mask written.
+        Scores: parameter, gradient and mask read. Update: parameter, gradient, mask and moments read, all but gradient
+        and mask written.
         """
-        return scalars * (2 * itemsize + 1 + 8 + 7 * itemsize + 1)
+        return scalars * (2 * itemsize + 1 + 7 * itemsize + 1)
 
     def state_nbytes(self) -> int:
         """Bytes held between steps: mask and moments."""
         return self.mask.numel() + sum(2 * first.numel() * first.element_size() for first, _ in self._moments)
 
     def _score(self, theta: Tensor, grad: Tensor, mask: Tensor, scores: Tensor) -> None:
-        self._score_pass(theta, grad, _alone(mask), _alone(scores))
+        self._score_pass(*map(_alone, (theta, grad, mask, scores)))
 
     def _update(self) -> None:
         sizes: dict[int, tuple[Tensor, Tensor]] = {}
@@ -167,7 +221,7 @@ class CompiledMasking(InPlaceMasking):
             if self._taken[i] not in sizes:
                 sizes[self._taken[i]] = self._sizes(self._taken[i])
             moments, size = self._moments[i], sizes[self._taken[i]]
-            flat = param.detach().view(-1), param.grad.reshape(-1), _alone(mask)
+            flat = map(_alone, (param.detach().view(-1), param.grad.reshape(-1), mask))
             self._adamw_pass(*flat, *moments, *size)
 
     def _sizes(self, step: int) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
+from benchmarks.masking_tuned import Pieces, score_in_place
 from benchmarks.op_problem import ALL, NONE, SCORE, Made, Problem, flat_positions
 from benchmarks.rivals import ARRAYS_READ
 from selective_kernels import SparseIndex, scan
 from selective_kernels.score import score_ref
 
 TOPK, SORT, BY_TENSOR = "torch.topk, all scores", "torch.sort, all scores", "torch.topk per tensor, merged"
-ROUNDS = {TOPK: 3, BY_TENSOR: 3, SORT: 1}  # they take hundreds of times longer
+PIECES = "torch.topk by pieces in the cache, merged"
+ROUNDS = {TOPK: 3, BY_TENSOR: 3, PIECES: 5, SORT: 1}  # they take hundreds of times longer
 LARGEST_SORT = 1 << 25  # scalars
 
 
@@ -40,6 +42,9 @@ def made(problem: Problem) -> Made:
     if problem.rivals != NONE:
         rivals[TOPK] = lambda: scored().topk(k, sorted=False).indices.sort().values
         rivals[BY_TENSOR] = lambda: best_by_tensor(scored(), sizes, k)
+        pieces, masked = Pieces(score_in_place, problem.device), torch.zeros_like(scores, dtype=torch.bool)
+        parts = _parts(params, grads, masked.index_fill_(0, problem.flat, True))
+        rivals[PIECES] = lambda: pieces.best(parts, k).sort().values
     if problem.rivals == ALL and len(scores) <= LARGEST_SORT:
         rivals[SORT] = lambda: torch.sort(scored(), descending=True, stable=True).indices[:k].sort().values
 
@@ -57,8 +62,18 @@ def made(problem: Problem) -> Made:
     return Made([Contender("ours", ours), *others], nbytes, "read", check)
 
 
+def _parts(params: Sequence[Tensor], grads: Sequence[Tensor], mask: Tensor) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+    """Of each tensor where it begins, and parameters, gradients and mask as vectors."""
+    found, begin = [], 0
+    for param, grad in zip(params, grads, strict=True):
+        end = begin + param.numel()
+        found.append((begin, param.reshape(-1), grad.reshape(-1), mask[begin:end]))
+        begin = end
+    return found
+
+
 def write_scores(params: Sequence[Tensor], grads: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """D3 of every scalar into float32 tensors, with no other memory than they are for float32 parameters."""
+    """D3 of every scalar into float32 tensors."""
     for param, grad, scores in zip(params, grads, out, strict=True):
         scores.copy_(param).abs_().add_(SCORE.eps).pow_(SCORE.exponent)
         torch.div(grad.float().abs(), scores, out=scores)

@@ -1,4 +1,7 @@
-"""An AdamW update of the selected scalars, against torch's AdamW of all of them, and of masked gradients."""
+"""An AdamW update of the selected scalars, against torch's AdamW of them, of all, and of masked gradients.
+
+Gradients of the selected scalars are gathered before, for ours and for the rival that needs the same.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,15 @@ from selective_kernels.testing import TOLERANCES
 
 LR, BETAS, EPS = 3e-4, (0.9, 0.999), 1e-8
 FUSED, FOREACH, MASKED = "AdamW fused, dense", "AdamW foreach, dense", "AdamW fused, masked gradients"
+LISTED = "AdamW fused of the selected, index_copy_"
 RIVALS: dict[str, dict[str, bool]] = {
+    LISTED: {"listed": True},
     FUSED: {"fused": True},
     FOREACH: {"foreach": True},
     MASKED: {"fused": True, "masked": True},
 }
 SLOW = (FOREACH,)
-ROUNDS = {FOREACH: 3, MASKED: 5}  # they take hundreds of times longer
+ROUNDS = {FOREACH: 3, MASKED: 5}  # they take tens of times longer
 MOMENTS_ROUNDED = 0.03  # of a step: what moments in bfloat16 change
 
 
@@ -70,8 +75,32 @@ class Dense:
         self._optimizer.step()
 
 
+class Listed:
+    """torch's AdamW on a vector of the selected scalars, which then go to their places in one flat tensor of all."""
+
+    def __init__(self, problem: Problem) -> None:
+        sizes = [param.numel() for param in problem.params]
+        self._flat = torch.cat([param.reshape(-1) for param in problem.params])
+        views = zip(torch.split(self._flat, sizes), problem.params, strict=True)
+        self.params = [view.view_as(param) for view, param in views]
+        self._positions = problem.flat
+        self._selected = self._flat.index_select(0, problem.flat).requires_grad_()
+        self._selected.grad = torch.cat([grad.reshape(-1) for grad in problem.grads]).index_select(0, problem.flat)
+        self._optimizer = torch.optim.AdamW([self._selected], lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
+
+    def run(self) -> None:
+        """One step."""
+        self._optimizer.step()
+        self._flat.index_copy_(0, self._positions, self._selected.detach())
+
+
+def rival(problem: Problem, *, listed: bool = False, **options: bool) -> Dense | Listed:
+    """One of RIVALS, by its options."""
+    return Listed(problem) if listed else Dense(problem, **options)
+
+
 def made(problem: Problem) -> Made:
-    """All of them take the same steps on the selected scalars; the dense ones move the others, too.
+    """All of them take the same steps on the selected scalars; some move the others, too.
 
     torch's AdamW keeps moments in the parameters' type; float16 cannot hold squares of such gradients, so it has no
     rivals here.
@@ -83,7 +112,7 @@ def made(problem: Problem) -> Made:
     if problem.rivals == NONE or problem.params[0].dtype == torch.float16:
         rivals = {}
     others = [
-        Contender(name, Dense(problem, **options).run, rounds=ROUNDS.get(name)) for name, options in rivals.items()
+        Contender(name, rival(problem, **options).run, rounds=ROUNDS.get(name)) for name, options in rivals.items()
     ]
     contenders = [Contender("ours", ours.run, ours.prepare), *others]
     return Made(contenders, nbytes, "copy", lambda: check(problem, rivals))
@@ -108,10 +137,10 @@ def check(problem: Problem, rivals: Mapping[str, Mapping[str, bool]], steps: int
             raise Mismatch("update, ours: scalars changed without being selected")
     slack = 0.0 if problem.params[0].dtype == torch.float32 else MOMENTS_ROUNDED * LR * steps
     for name, options in rivals.items():  # one at a time: each takes a model's moments
-        rival = Dense(problem, **options)
+        other = rival(problem, **options)
         for _ in range(steps):
-            rival.run()
-        _close(name, at(rival.params, problem.index), expected, tolerance["rtol"], tolerance["atol"] + slack)
+            other.run()
+        _close(name, at(other.params, problem.index), expected, tolerance["rtol"], tolerance["atol"] + slack)
 
 
 def at(tensors: Sequence[Tensor], index: SparseIndex) -> Tensor:

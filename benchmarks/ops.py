@@ -17,11 +17,12 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import op_indexing, op_merging, op_topk, op_update
 from benchmarks.bars import format_bars
+from benchmarks.cold import Cold
 from benchmarks.device import Clock, gpu_environment
 from benchmarks.harness import interleave
 from benchmarks.op_grid import ALL_AXES, ALONE, THOROUGH, points, takes
 from benchmarks.op_pictures import draw
-from benchmarks.op_probes import Cold, probes
+from benchmarks.op_probes import probes
 from benchmarks.op_problem import ALL, NONE, QUICK, Made, Point, Problem, make
 from benchmarks.op_report import bars, rows_of, screen
 from benchmarks.report import describe, environment

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks import bandwidth, rivals
 from benchmarks.certificate import certify
+from benchmarks.cold import Cold
 from benchmarks.device import Clock, free_bytes
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender, Timing, interleave, read_probe
@@ -94,7 +95,8 @@ def _time(point: Point, params: list[Tensor], grads: rivals.GradSets, clock: Clo
         return rivals.stepping(name, params, grads, ours[name].step)
 
     def fused() -> Contender:
-        return rivals.stepping(FUSED, params, grads, torch.optim.AdamW(params, lr=rivals.LR, fused=True).step)
+        optimizer = torch.optim.AdamW(params, lr=rivals.LR, weight_decay=0.0, fused=True)
+        return rivals.stepping(FUSED, params, grads, optimizer.step)
 
     makers: dict[str, Callable[[], Contender]] = {
         SELECTING: lambda: own(SELECTING, point.k),
@@ -104,7 +106,7 @@ def _time(point: Point, params: list[Tensor], grads: rivals.GradSets, clock: Clo
     if not clock.on_gpu:
         makers[READ] = lambda: read_probe(params, grads, READ)
     contenders = [makers[what]() for what in point.whats if what in makers]
-    timings = interleave(contenders, rounds, WARMUPS, timer=clock.queued)
+    timings = interleave(contenders, rounds, WARMUPS, timer=Cold(clock))
     for name, share in ((SELECTING, point.k), (IDLE, 0)):
         wanted = point.selected + share * (steps - 1)
         if name in ours and (ours[name].num_selected != wanted or ours[name].skipped_steps):

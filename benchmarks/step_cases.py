@@ -127,7 +127,7 @@ def torch_adamw(name: str, base: list[torch.Tensor], grads: GradSets) -> Contend
     """The dense AdamW of torch, `FUSED` or `FOREACH`."""
     kind = {FUSED: "fused", FOREACH: "foreach"}[name]
     params = copies(base)
-    optimizer = torch.optim.AdamW(params, lr=rivals.LR, **{kind: True})  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(params, lr=rivals.LR, weight_decay=0.0, **{kind: True})  # type: ignore[arg-type]
     return rivals.stepping(name, params, grads, optimizer.step, FOREACH_ROUNDS if name == FOREACH else None)
 
 

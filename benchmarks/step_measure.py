@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from selective_peft import SelectiveAdamW
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import rivals
 from benchmarks.certificate import certify
+from benchmarks.cold import Cold
+from benchmarks.device import Clock
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender, Timing, host_seconds, interleave, read_probe
 from benchmarks.masking_tuned import CompiledMasking
@@ -169,7 +172,7 @@ def _sit(
     everybody = [read, *(each.contender for each in ours), *others]
     label = others[0].name if len(others) == 1 else case.model
     with tqdm(total=rounds + warmups, desc=label, unit="round", leave=False) as bar:
-        found.sittings.append(interleave(everybody, rounds, warmups, bar.update))
+        found.sittings.append(interleave(everybody, rounds, warmups, bar.update, Cold(Clock(torch.device("cpu")))))
 
 
 def _check_runs(case: Case, ours: Sequence[Ours]) -> None:

@@ -42,7 +42,7 @@ def _increment(done: int) -> Callable[[Sequence[Tensor], int], Optimizer]:
 
 
 def _fused(params: Sequence[Tensor], _: int) -> Optimizer:
-    return torch.optim.AdamW(params, lr=rivals.LR, fused=True)
+    return torch.optim.AdamW(params, lr=rivals.LR, weight_decay=0.0, fused=True)
 
 
 def _toolkit(params: Sequence[Tensor], budget: int) -> Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.bars import Bar
@@ -109,10 +110,17 @@ def bars(rows: Sequence[Mapping[str, object]]) -> list[Bar]:
         if row["what"] in selecting and row["ms_median"] and int(str(row["scalars"])) >= LEAST_SCALARS:
             key = str(row["model"]), str(row["dtype"]), int(str(row["budget"]))
             cases.setdefault(key, []).append(row)
-    return [bar for key, mine in cases.items() for bar in _bars_of(*key, mine)]
+    notes = {(str(row["model"]), str(row["dtype"]), str(row["what"])): str(row["note"]) for row in reversed(rows)}
+    return [bar for key, mine in cases.items() for bar in _bars_of(*key, mine, notes)]
 
 
-def _bars_of(model: str, dtype: str, budget: int, rows: Sequence[Mapping[str, object]]) -> Iterator[Bar]:
+def _bars_of(
+    model: str,
+    dtype: str,
+    budget: int,
+    rows: Sequence[Mapping[str, object]],
+    notes: Mapping[tuple[str, str, str], str],
+) -> Iterator[Bar]:
     budgets = budgets_of(model)
     number = budgets.index(budget) if budget in budgets else None
     title = f"{model}, {dtype}, {budget:,}"
@@ -126,6 +134,9 @@ def _bars_of(model: str, dtype: str, budget: int, rows: Sequence[Mapping[str, ob
         if all(row[column(rival)] for row in rows):
             phase, speedup = _extreme(rows, column(rival), min)
             yield Bar(f"{title}, {phase}: faster than {rival}", speedup, least, least=True, unit=" x")
+        else:
+            why = notes.get((model, dtype, rival)) or "no row"
+            yield Bar(f"{title}: faster than {rival}", math.nan, least, least=True, unit=" x", missing=why)
 
 
 def _extreme(

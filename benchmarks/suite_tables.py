@@ -37,10 +37,11 @@ def bars_table(load: Load, markdown: Markdown) -> str:
     for suite, bars in BARS.items():
         for bar in bars(load(f"{suite}.csv")):
             sign = "≥" if bar.least else "≤"
-            verdict = "held" if bar.met else "**not met**"
-            lines.append([bar.what, f"{_number(bar.measured)}{bar.unit}", f"{sign} {bar.limit:g}{bar.unit}", verdict])
-    held = sum(line[-1] == "held" for line in lines)
-    title = f"{held} of {len(lines)} bars are held; {machine(load('step.csv')[0])}:"
+            verdict = bar.missing or ("held" if bar.met else "**not met**")
+            measured = "" if bar.missing else f"{_number(bar.measured)}{bar.unit}"
+            lines.append([bar.what, measured, f"{sign} {bar.limit:g}{bar.unit}", verdict])
+    held, missed = (sum(line[-1] == verdict for line in lines) for verdict in ("held", "**not met**"))
+    title = f"{held} bars are held, {missed} missed, {len(lines) - held - missed} not measured:"
     return f"{title}\n\n" + markdown(("", "measured", "bar", ""), lines)
 
 
@@ -85,34 +86,48 @@ def end2end_table(load: Load, markdown: Markdown) -> str:
     rows = [row for row in load("end2end.csv") if row["ms_median"]]
     lines = [
         [
-            f"{row['model']}: {row['method']}",
+            f"{row['model']}, {row['dtype']}: {row['method']}",
             f"{int(row['trained']):,}",
             f"{float(row['ms_median']):,.0f} ({float(row['ms_min']):,.0f} to {float(row['ms_max']):,.0f})",
             *(f"{float(row[part]):,.1f}" for part in end2end.PARTS),
             f"{100 * float(row['optimizer_share']):.1f}",
             f"{float(row['tokens_per_s']):,.0f}",
-            f"{float(row['of_full']):.2f}",
+            f"{float(row['of_full']):.2f} ({float(row['of_full_min']):.2f} to {float(row['of_full_max']):.2f})",
         ]
         for row in rows
     ]
     left_out = [f"{row['model']}, {row['method']}: {row['note']}" for row in load("end2end.csv") if row["note"]]
     shapes = dict.fromkeys(f"{row['model']} {row['sequences']} x {row['tokens']} tokens" for row in rows)
-    title = f"Training steps with real text, float32, batches of {', '.join(shapes)}; {machine(rows[0])}:"
-    header = ("", "trained", "ms (min to max)", *end2end.PARTS.values(), "selection + update %", "tokens/s", "of full")
+    title = (
+        f"Training steps with real text, in the middle of a run, batches of {', '.join(shapes)}; {machine(rows[0])}:"
+    )
+    header = (
+        "",
+        "trained by then",
+        "ms (min to max)",
+        *end2end.PARTS.values(),
+        "selection + update %",
+        "tokens/s",
+        "of full",
+    )
     return "\n".join([f"{title}\n\n" + markdown(header, lines), *(f"\n{line}." for line in left_out)])
 
 
 def training_table(load: Load, markdown: Markdown) -> str:
-    """The same of one model, in short, with its peak memory."""
-    rows = [row for row in load("end2end.csv") if row["ms_median"] and row["model"] == end2end.BAR_MODEL]
+    """The same of one model, in short, with what is trained and held at the end of a run."""
+    rows = [
+        row
+        for row in load("end2end.csv")
+        if row["ms_median"] and (row["model"], row["dtype"]) == (end2end.BAR_MODEL, "float32")
+    ]
     peaks = {row["what"]: row for row in load("memory.csv") if row["model"] == end2end.BAR_MODEL and row["peak_bytes"]}
     lines = []
     for row in rows:
         optimizer = float(row["selection_ms"]) + float(row["update_ms"])
         times = [f"{float(row['ms_median']):,.0f}", f"{optimizer:.1f}", f"{float(row['of_full']):.2f}"]
-        lines.append([row["method"], f"{int(row['trained']):,}", *times, format_bytes(float(row["state_bytes"]))])
         peak = peaks.get(row["method"])
-        lines[-1].append(format_bytes(float(peak["peak_bytes"])) if peak else "")
+        sizes = [format_bytes(float(peak[name])) for name in ("state_bytes", "peak_bytes")] if peak else ["", ""]
+        lines.append([row["method"], f"{int(peak['selected']):,}" if peak else "", *times, *sizes])
     first = rows[0]
     title = (
         f"{first['model']} ({int(first['scalars']):,} scalars), float32, batches of {first['sequences']} x "

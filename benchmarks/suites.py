@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 from benchmarks import RESULTS, ROOT
 
+NONE = "none with the preset small, or if anything is left out or added"
 SUITES = ("ops", "step", "end2end", "memory", "scaling")  # modules of this package, in the order of `make bench`
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -57,6 +58,12 @@ def line_of(name: str) -> str:
     return ""
 
 
+def narrowed(options: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
+    """Whether something was asked for that is not what result files hold: other models, methods, rounds, ..."""
+    free = ("command", "preset", "device", "csv", "plot", "other_rows")
+    return any(value != parser.get_default(name) for name, value in vars(options).items() if name not in free)
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the options that every suite has."""
     parser.add_argument("--preset", choices=("small", "full"), default="full", help="small: to try it, in seconds")
@@ -65,8 +72,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", metavar="NAME", help="default: chosen by the suite")
     parser.add_argument("--threads", type=_positive, help="torch's and the kernels'; default: torch's")
     parser.add_argument("--rounds", type=_positive, help="timed rounds; default: chosen by the suite")
-    parser.add_argument("--csv", type=Path, metavar="PATH", help="default: benchmarks/results/SUITE.csv; small: none")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="default: benchmarks/results/SUITE.png; small: none")
+    parser.add_argument("--csv", type=Path, metavar="PATH", help=f"default: benchmarks/results/SUITE.csv; {NONE}")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help=f"default: benchmarks/results/SUITE.png; {NONE}")
 
 
 def _positive(text: str) -> int:
@@ -79,7 +86,7 @@ def _positive(text: str) -> int:
 def result_path(name: str, options: argparse.Namespace, suffix: str) -> Path | None:
     """Where the CSV (suffix "csv") or the picture ("png") of a suite goes; None: nowhere."""
     given: Path | None = options.csv if suffix == "csv" else options.plot
-    if given is not None or options.preset == "small":
+    if given is not None or options.preset == "small" or options.narrowed:
         return given
     return RESULTS / f"{name}{'' if options.device == 'cpu' else f'-{options.device}'}.{suffix}"
 

@@ -13,9 +13,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import selective_kernels
+from benchmarks.cold import Cold
 from benchmarks.device import Clock
 from benchmarks.op_grid import SELECTED, K
-from benchmarks.op_probes import Cold
 from benchmarks.op_problem import NONE, Point, Problem, make
 from benchmarks.ops import MAKERS
 from selective_kernels import _native

@@ -13,6 +13,7 @@ namespace selective {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr std::int64_t kTilesPerTask = 16;
 constexpr std::int64_t kLine = 16;           // entries; a sampled line is one or two cache lines
@@ -62,7 +63,7 @@ struct Worker {
   Worker(Pool& pool, std::int64_t room)
       : batch(pool, static_cast<std::size_t>(room / 4)), survivors(new Survivors[kTilesPerTask]) {}
   Batch batch;
-  Tile tiles[kTilesPerTask];  // of a task
+  Tile tiles[kTilesPerTask]{};  // of a task
   std::unique_ptr<Survivors[]> survivors;
 };
 
@@ -79,13 +80,14 @@ Filter make_filter(const Score& score, float threshold, float upper) {
   f.exact = true;
   f.largest = float_of(magnitude_key(bits_of(threshold)));  // the key is its own inverse
   if (score.family != Family::d3) return f;
+  if (p >= 0 && threshold == kInfinity) f.least = kLargest;  // nothing is wanted but to know of inf and NaN
   // Subnormal products round too coarsely for a relative slack; then each entry is scored exactly.
   const double least_power = std::pow(static_cast<double>(score.eps), std::max(p, 0.0));
   f.exact = !(threshold >= 0x1p-120f && threshold * least_power >= 0x1p-120 && threshold < kInfinity);
   if (f.exact) return f;
   // A parameter of zero asks least of the gradient, unless a larger one asks less. Twice the slack: two more roundings.
   const double least = threshold * (1.0 - kSlack) * least_power * (1.0 - kSlack);
-  if (p >= 0) f.least = static_cast<float>(std::min<double>(least, std::numeric_limits<float>::max()));
+  if (p >= 0) f.least = static_cast<float>(std::min<double>(least, kLargest));
   f.scaled = static_cast<float>(threshold * (1.0 - kSlack));
   // A float's bits, read as an integer, are 2^23 (127 + log2 x - e) with 0 <= e < 0.0861. A negative exponent may
   // make the power subnormal, which rounds by up to a factor of two.

@@ -34,7 +34,7 @@ inline std::uint32_t keep(Vec grad, Vec theta_abs, std::uint32_t offset, std::ui
   } else if constexpr (K == Kind::product) {
     return at_least(grad * theta_abs, broadcast(f.threshold));
   } else if constexpr (K == Kind::any && exact) {
-    return kAllLanes;  // pow has no vector form here: each entry is scored by score_kept
+    return kAllLanes;  // pow has no vector form here: each entry is scored by `score`
   } else if constexpr (K == Kind::any) {
     const Vec d = theta_abs + broadcast(f.eps);
     const Vec limit = broadcast(f.log_limit) + broadcast(f.log_slope) * int_value_of_bits(d);

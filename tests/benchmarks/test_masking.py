@@ -8,7 +8,7 @@ import pytest
 import torch
 from selective_peft import SelectiveAdamW
 
-from benchmarks import ROOT, masking_tuned
+from benchmarks import ROOT, masking_tuned, rivals, step_cases, step_memory
 from benchmarks.masking import DenseMasking, best
 from benchmarks.masking_tuned import CompiledMasking, InPlaceMasking, best_by_rows
 from benchmarks.rivals import LR, SCORE, at_step
@@ -106,11 +106,17 @@ def test_scores_beyond_a_call_of_topk_are_merged():
         assert set(found) == expected
 
 
-def test_a_rival_and_ours_start_from_the_same_settings(base):
+def test_a_rival_and_ours_start_from_the_same_settings(base, monkeypatch):
+    taken = []
+    monkeypatch.setattr(rivals, "stepping", lambda name, params, grads, step, *more: taken.append(step.__self__))
+    for name in (step_cases.FUSED, step_cases.FOREACH):
+        step_cases.torch_adamw(name, base, [base])
     rival = DenseMasking(copies(base), BUDGET, TOTAL, 2)
     ours = SelectiveAdamW(copies(base), lr=LR, budget=BUDGET, total_steps=TOTAL, score=SCORE)
     for name in ("lr", "betas", "eps", "weight_decay"):
         assert rival.adamw.param_groups[0][name] == ours.param_groups[0][name]
+        for dense in (*taken, step_memory._fused(copies(base), 0)):
+            assert dense.param_groups[0][name] == ours.param_groups[0][name]
     assert (ours.defaults["betas"], ours.defaults["eps"]) == (masking_tuned.BETAS, masking_tuned.EPS)
 
 

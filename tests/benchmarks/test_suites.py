@@ -87,8 +87,20 @@ def test_a_full_run_fills_the_result_folder(pretended, monkeypatch, tmp_path):
     assert entry.main(["step"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["step.csv"]
     assert pretended.drawn[0][1] == tmp_path / "step.png"
-    options = SimpleNamespace(csv=None, plot=None, preset="full", device="cuda")
+    options = SimpleNamespace(csv=None, plot=None, preset="full", device="cuda", narrowed=False)
     assert suites.result_path("step", options, "csv") == tmp_path / "step-cuda.csv"
+
+
+@pytest.mark.parametrize("more", [["--models", "a"], ["--dtype", "float32"], ["--rounds", "3"], ["--threads", "1"]])
+def test_a_part_of_a_suite_replaces_no_results(pretended, monkeypatch, tmp_path, more):
+    monkeypatch.setattr(suites, "RESULTS", tmp_path)
+    before = torch.get_num_threads()
+    try:
+        assert entry.main(["step", *more]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert not list(tmp_path.iterdir())
+    assert not pretended.drawn
 
 
 def test_options_reach_the_suite(pretended):
