@@ -32,12 +32,18 @@ class Bar:
             return False
         return self.measured >= self.limit if self.least else self.measured <= self.limit
 
+    @property
+    def shown(self) -> str:
+        """The number, with more digits where three would look like the limit."""
+        digits = 3 if f"{self.measured:.3g}" != f"{self.limit:.3g}" else 5
+        return f"{self.measured:,.0f}" if self.measured >= 100 else f"{self.measured:.{digits}g}"
+
     def __str__(self) -> str:
         limit = f"bar {'>=' if self.least else '<='} {self.limit:g}{self.unit}"
         if self.missing:
             return f"{self.what}: {limit}: NOT MEASURED, {self.missing}"
         verdict = "met" if self.met else "NOT MET"
-        return f"{self.what}: {self.measured:.3g}{self.unit}, {limit}: {verdict}"
+        return f"{self.what}: {self.shown}{self.unit}, {limit}: {verdict}"
 
 
 def format_bars(bars: Sequence[Bar]) -> str:

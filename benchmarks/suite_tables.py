@@ -38,7 +38,7 @@ def bars_table(load: Load, markdown: Markdown) -> str:
         for bar in bars(load(f"{suite}.csv")):
             sign = "≥" if bar.least else "≤"
             verdict = bar.missing or ("held" if bar.met else "**not met**")
-            measured = "" if bar.missing else f"{_number(bar.measured)}{bar.unit}"
+            measured = "" if bar.missing else f"{bar.shown}{bar.unit}"
             lines.append([bar.what, measured, f"{sign} {bar.limit:g}{bar.unit}", verdict])
     held, missed = (sum(line[-1] == verdict for line in lines) for verdict in ("held", "**not met**"))
     title = f"{held} bars are held, {missed} missed, {len(lines) - held - missed} not measured:"

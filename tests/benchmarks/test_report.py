@@ -1,11 +1,13 @@
 """Tables, CSV files and shapes of the benchmarks."""
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks import report
+from benchmarks.bars import Bar, format_bars
 from benchmarks.report import environment, format_bytes, format_table, write_csv
 from benchmarks.shapes import MODELS, total
 
@@ -88,3 +90,24 @@ def test_a_copy_without_a_repository_says_what_it_is_told(monkeypatch):
     assert report.commit() == "unknown"
     monkeypatch.setenv("SELECTIVE_KERNELS_COMMIT", "0123abc")
     assert report.commit() == "0123abc"
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "least", "text"),
+    [
+        (1.0014, 1.0, False, "x: 1.0014 ms, bar <= 1 ms: NOT MET"),  # not "1, bar <= 1"
+        (0.9967, 1.0, False, "x: 0.997 ms, bar <= 1 ms: met"),
+        (19.961, 20.0, True, "x: 19.961 ms, bar >= 20 ms: NOT MET"),
+        (2431.0, 90.0, True, "x: 2,431 ms, bar >= 90 ms: met"),
+        (math.nan, 1.0, False, "x: nan ms, bar <= 1 ms: NOT MET"),
+    ],
+)
+def test_bars_show_on_which_side_of_the_limit_a_number_lies(measured, limit, least, text):
+    assert str(Bar("x", measured, limit, least, " ms")) == text
+
+
+def test_a_bar_without_a_number_says_why():
+    left_out = Bar("x", math.nan, 2.0, least=True, unit=" x", missing="no compiler")
+    assert not left_out.met
+    assert str(left_out) == "x: bar >= 2 x: NOT MEASURED, no compiler"
+    assert format_bars([Bar("y", 1.0, 2.0), left_out]).splitlines()[0] == "Bars: 1 of 2 met"
