@@ -77,9 +77,7 @@ class DenseMasking:
         scores = torch.zeros(self._ends[-1], device=self.mask.device)
         for i, param, _ in self._parts():
             assert param.grad is not None
-            divisor = scores[self._ends[i] : self._ends[i + 1]]
-            divisor.copy_(param.detach().reshape(-1)).abs_().add_(SCORE.eps).pow_(SCORE.exp)
-            torch.div(param.grad.reshape(-1).float().abs(), divisor, out=divisor)
+            write_scores(param.detach().reshape(-1), param.grad.reshape(-1), scores[self._ends[i] : self._ends[i + 1]])
         return best(scores.masked_fill_(self.mask, 0.0), k)
 
     def _update(self) -> None:
@@ -90,6 +88,12 @@ class DenseMasking:
         self.adamw.step()
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
+
+
+def write_scores(theta: Tensor, grad: Tensor, scores: Tensor) -> None:
+    """D3 of every scalar into float32 `scores` of the same shape."""
+    scores.copy_(theta).abs_().add_(SCORE.eps).pow_(SCORE.exp)
+    torch.div(grad.float().abs(), scores, out=scores)
 
 
 def masking_contender(

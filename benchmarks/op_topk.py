@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.gate import Mismatch
 from benchmarks.harness import Contender
+from benchmarks.masking import write_scores
 from benchmarks.masking_tuned import Pieces, score_in_place
 from benchmarks.op_problem import ALL, NONE, SCORE, Made, Problem, flat_positions
 from benchmarks.rivals import ARRAYS_READ
@@ -35,7 +36,8 @@ def made(problem: Problem) -> Made:
         return running.finalize()
 
     def scored() -> Tensor:
-        write_scores(params, grads, views)
+        for param, grad, view in zip(params, grads, views, strict=True):
+            write_scores(param, grad, view)
         return scores.index_fill_(0, problem.flat, 0.0)
 
     rivals: dict[str, Callable[[], Tensor]] = {}
@@ -70,13 +72,6 @@ def _parts(params: Sequence[Tensor], grads: Sequence[Tensor], mask: Tensor) -> l
         found.append((begin, param.reshape(-1), grad.reshape(-1), mask[begin:end]))
         begin = end
     return found
-
-
-def write_scores(params: Sequence[Tensor], grads: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """D3 of every scalar into float32 tensors."""
-    for param, grad, scores in zip(params, grads, out, strict=True):
-        scores.copy_(param).abs_().add_(SCORE.eps).pow_(SCORE.exponent)
-        torch.div(grad.float().abs(), scores, out=scores)
 
 
 def best_by_tensor(scores: Tensor, sizes: Sequence[int], k: int) -> Tensor:

@@ -135,9 +135,8 @@ def test_an_update_that_touches_others_is_wrong(monkeypatch):
         op_update.made(problem).check()
 
 
-def unscored(params, grads, out):
-    for scores, grad in zip(out, grads, strict=True):
-        scores.copy_(grad)
+def unscored(theta, grad, scores):
+    scores.copy_(grad)
 
 
 def test_a_scan_rival_that_ranks_something_else_is_wrong(monkeypatch):
@@ -203,7 +202,8 @@ def test_scores_of_the_rivals_are_those_of_the_reference():
     problem = make(BASE)
     sizes = [param.numel() for param in problem.params]
     out = [torch.empty_like(param) for param in problem.params]
-    op_topk.write_scores(problem.params, problem.grads, out)
+    for param, grad, scores in zip(problem.params, problem.grads, out, strict=True):
+        op_topk.write_scores(param, grad, scores)
     best = op_topk.best_by_tensor(torch.cat([each.view(-1) for each in out]), sizes, 50)
     exact = topk(problem.params, problem.grads, 50, op_problem.SCORE, backend="reference")
     assert best.tolist() == op_problem.flat_positions(exact, problem.params).tolist()
