@@ -182,7 +182,7 @@ class CompiledMasking(InPlaceMasking):
 
     Args:
         params, budget, total_steps, done: as in `DenseMasking`.
-        backend: of torch.compile; it may raise a RuntimeError in the first step, say because it finds no compiler.
+        backend: of torch.compile; it may raise a RuntimeError here, say because it finds no compiler.
     """
 
     spoils_gradients = False
