@@ -10,6 +10,7 @@ from selective_peft.optim import SelectiveAdam, SelectiveAdamW, SelectiveSGD
 from selective_peft.scores import D3, Random, SmallestMagnitude, Snip
 from selective_peft.swapping import swap_
 from selective_peft.tensor_scores import Difference, PerTensor
+from selective_peft.weight_patches import WeightPatch
 from selective_peft.wrapped import selective
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SmallestMagnitude",
     "Snip",
     "SparseDelta",
+    "WeightPatch",
     "agreement",
     "compose",
     "fisher_scores",

@@ -6,7 +6,7 @@ A delta is a folder. `selective_delta.safetensors` holds all of it, in the forma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +22,7 @@ from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
 from selective_peft.naming import count_by_place, places
 from selective_peft.updates import Updates
+from selective_peft.weight_patches import WeightPatch, patches_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +146,14 @@ class SparseDelta:
             DeltaError: the delta has no originals, or the model does not fit; nothing is changed.
         """
         patching.revert_(self.changes, model, check=check)
+
+    def iter_patches(self) -> Iterator[WeightPatch]:
+        """The new values tensor by tensor, as inference engines take them into a running model that has the base.
+
+        The patches hold the delta's own tensors, on the CPU and not to be modified. A tensor that the model ties is
+        there once, under its first name. Whole tensors have no indices.
+        """
+        return patches_of(self.changes)
 
     # ------------------------------------------------------------------ what is in it
 

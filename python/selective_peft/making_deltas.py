@@ -19,6 +19,7 @@ from selective_peft.errors import DeltaError
 from selective_peft.naming import named_params, named_saved_buffers, tied_names, unwrapped
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.rawbytes import BITS, digest, from_bits, raw, same_bits
+from selective_peft.weight_patches import known_selection, names_in
 
 
 def bare_optimizer(optimizer: Optimizer) -> SelectiveOptimizer:
@@ -36,30 +37,17 @@ def bare_optimizer(optimizer: Optimizer) -> SelectiveOptimizer:
 def _selective(optimizer: Optimizer) -> SelectiveOptimizer:
     """The bare optimizer. Raises ValueError if it is no selective one, or its changes are not known."""
     inner = bare_optimizer(optimizer)
-    if inner._selection is None:
-        raise ValueError("optimizer: expected one that has made a step, got one before its first")
-    if inner._settings.repeats:
-        raise ValueError("optimizer: expected a selection that only grows, got 'repeat'; use SparseDelta.from_models")
-    if inner._selection.warmup < inner._settings.warmup_steps:
-        raise ValueError(
-            f"optimizer: expected one past its {inner._settings.warmup_steps} warm-up steps, got one after "
-            f"{inner._selection.warmup}"
-        )
+    known_selection(inner)
     return inner
 
 
 def changes_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Change]:
     """See `SparseDelta.from_optimizer`."""
     inner = _selective(optimizer)
-    params = named_params(model)
-    names = {id(param): name for name, param in params.items()}
-    for group in inner.param_groups:
-        for param in group["params"]:
-            if id(param) not in names:
-                raise ValueError(f"model: expected all parameters of the optimizer, one of {list(param.shape)} is none")
+    names = names_in(model, inner)
     _warn_of_statistics(model)
     found = {names[id(param)]: change for param, change in (*_selected(inner), *_dense(inner))}
-    return with_ties({name: found[name] for name in params if name in found}, model)
+    return with_ties({name: found[name] for name in names.values() if name in found}, model)
 
 
 def with_ties(changes: dict[str, Change], model: nn.Module) -> dict[str, Change]:

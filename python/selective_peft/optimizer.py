@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selective_kernels import SparseIndex, Table, Update, gather_grads, square_sum
 from selective_kernels.hostcopy import HostCopy
@@ -27,6 +27,7 @@ from selective_peft.scores import describe_score, needs_grad
 from selective_peft.search import Gradients, find
 from selective_peft.selection import Selection
 from selective_peft.tensor_scores import Spent
+from selective_peft.weight_patches import WeightPatch, patches_of_optimizer
 
 
 class SelectiveOptimizer(ResumableOptimizer):
@@ -48,6 +49,28 @@ class SelectiveOptimizer(ResumableOptimizer):
         with table.pinned():
             self._step(table, selection)
         return loss
+
+    def iter_patches(self, model: nn.Module | None = None) -> Iterator[WeightPatch]:
+        """All that training has changed so far, tensor by tensor, as inference engines take it into a running model.
+
+        Patches are of absolute values: a receiver that began with the base, or with the patches of any earlier step,
+        has the weights of this step afterwards, bit for bit. What a `selective=False` group trains comes as whole
+        tensors, without indices. O(selected scalars) time and memory beside these; nothing is searched for. Tensors are
+        copies and lie where the optimizer works. A tied tensor comes once, under its first name.
+
+        Args:
+            model: whose parameters these are; possibly wrapped for several processes or compiled. Without it the names
+                are those of the groups.
+
+        Raises:
+            ValueError: the optimizer has made no step, is amid its warm-up or selects afresh in each step
+                ("d3-repeat"); its groups have no names or those of a wrapper, or it has parameters that are not the
+                model's.
+            RuntimeError: a parameter has another size or dtype than in the last step; while iterating, the optimizer
+                has stepped before its whole tensors were read.
+            DeltaError: a changed scalar is inf or NaN, or a tensor trained whole has a dtype that no delta holds.
+        """
+        return patches_of_optimizer(self, model)
 
     def _step(self, table: Table, selection: Selection) -> None:
         dense = [[p for p in group["params"] if p.grad is not None] for group in self._groups(selective=False)]
