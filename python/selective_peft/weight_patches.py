@@ -30,8 +30,8 @@ class WeightPatch(NamedTuple):
     """New values for some scalars of one tensor, or for all of them.
 
     The fields are those of vLLM's CheckpointWeightPatch, in its order (vllm-project/vllm#50723):
-    `CheckpointWeightPatch(*patch)` makes one. Values are absolute: a patch may be applied twice, a later one replaces an
-    earlier one.
+    `CheckpointWeightPatch(*patch)` makes one. Values are absolute: a patch may be applied twice, and a later one makes
+    up for those that were missed.
 
     Attributes:
         name: of the tensor in the checkpoint, without what wrappers add.
