@@ -90,6 +90,7 @@ def test_before_the_first_step_there_is_nothing_to_send():
         optimizer.iter_patches()
 
 
+@pytest.mark.filterwarnings("ignore:strategy .repeat.")
 def test_a_selection_that_forgets_has_no_patches():
     model = make_model()
     optimizer = make(model.named_parameters(), method="d3-repeat")
