@@ -10,6 +10,7 @@ from selective_peft import SelectiveAdamW, SelectiveSGD, SparseDelta, WeightPatc
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from selective_kernels import dispatch
 from selective_kernels.testing import assert_bitwise_equal
 
 STEPS = 6
@@ -74,7 +75,7 @@ def moved(model, engine):
     return sum(int((engine.weights[name] != param).sum()) for name, param in model.named_parameters())
 
 
-@pytest.mark.filterwarnings("ignore:step 3..skipped:UserWarning")
+@pytest.mark.filterwarnings("ignore:step .. skipped")
 @pytest.mark.parametrize("head", [(), HEAD], ids=["", "dense head"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_receiver_has_the_models_bits_after_every_step(name, head, dtype):
@@ -92,7 +93,7 @@ def test_a_receiver_has_the_models_bits_after_every_step(name, head, dtype):
     late.assert_is(model)
 
 
-@pytest.mark.filterwarnings("ignore:step 3..skipped:UserWarning")
+@pytest.mark.filterwarnings("ignore:step .. skipped")
 def test_steps_that_do_not_wait(deferring):
     """A step is settled before its patches are made, skipped ones included."""
     test_a_receiver_has_the_models_bits_after_every_step("id3", HEAD, torch.bfloat16)
@@ -121,6 +122,27 @@ def test_a_delta_gives_the_same_patches(tmp_path, backend):
                 assert_bitwise_equal(patch.indices, expected.indices)
     assert engine.receive(delta.iter_patches()) == sum(change.scalars for change in delta.changes.values())
     engine.assert_is(model)
+
+
+@pytest.mark.filterwarnings("ignore:step .. skipped")
+@pytest.mark.parametrize("defers", [False, True])
+def test_a_first_step_that_was_skipped_sends_nothing(defers, monkeypatch):
+    """Also if nobody has asked yet whether it was."""
+    monkeypatch.setattr(dispatch, "defers", lambda device, backend: defers)
+    model = Model()
+    optimizer = adamw(selective_param_groups(model, train_fully=HEAD))
+    step_with(model, optimizer, 0, bad=True)
+    assert list(optimizer.iter_patches()) == []
+
+
+def test_patches_come_in_the_models_order():
+    """Whatever the order of the groups, of which those to select from come first."""
+    model = Model()
+    optimizer = adamw(selective_param_groups(model, train_fully=["layer"]), method="pafi")
+    step_with(model, optimizer, 0)
+    names = [patch.name for patch in optimizer.iter_patches(model)]
+    assert names == [name for name, _ in model.named_parameters() if name in names]
+    assert {"words.weight", "layer.bias", "head.weight"} <= set(names)
 
 
 def test_full_fine_tuning_streams_whole_tensors():
