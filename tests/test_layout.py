@@ -85,7 +85,7 @@ COMMAND = {
 }
 
 # What reads and writes deltas may use besides.
-DELTA_STANDARD = {"ctypes", "hashlib", "json", "pathlib", "shutil", "tempfile"}
+DELTA_STANDARD = {"ctypes", "hashlib", "json", "pathlib", "shlex", "shutil", "tempfile", "types"}
 DELTA = {
     "about": set(),
     "atomic": set(),
@@ -96,6 +96,7 @@ DELTA = {
     "delta_card": set(),
     "delta_file": set(),
     "differing": set(),
+    "hub": set(),  # huggingface_hub by importlib, when a repository is asked for
     "layouts": set(),
     "output": set(),
     "patch_files": set(),
@@ -143,7 +144,8 @@ def test_importing_the_optimizers_imports_no_part_of_the_command():
     code = "import sys, selective_peft; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {f"selective_peft.{name}" for name in COMMAND} & set(loaded)
-    assert not {"transformers", "peft", "datasets", "matplotlib", "sklearn", "scipy", "seqeval", "rich"} & set(loaded)
+    heavy = {"transformers", "peft", "datasets", "huggingface_hub", "matplotlib", "sklearn", "scipy", "seqeval", "rich"}
+    assert not heavy & set(loaded)
 
 
 def test_native_code_includes_no_torch():

@@ -20,13 +20,14 @@ from selective_peft import delta_file, making_deltas, patching
 from selective_peft.about import About
 from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
+from selective_peft.hub import OnHub
 from selective_peft.naming import count_by_place, places
 from selective_peft.updates import Updates
 from selective_peft.weight_patches import WeightPatch, patches_of
 
 
 @dataclass(frozen=True, eq=False)
-class SparseDelta:
+class SparseDelta(OnHub):
     """What makes a tuned model of its base: new values for a few scalars, and whole tensors (a head).
 
     Attributes:

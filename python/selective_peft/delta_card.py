@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +30,8 @@ def config(metadata: Mapping[str, str], about: About) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def card(changes: Mapping[str, Change], about: About) -> str:
-    """`README.md`, with the front matter that the Hub reads."""
+def card(changes: Mapping[str, Change], about: About, repo_id: str = "", subfolder: str = "") -> str:
+    """`README.md`, with the front matter that the Hub reads; in a repository, it says how to load it from there."""
     sparse = [change for change in changes.values() if not change.is_whole]
     whole = sorted(name for name, change in changes.items() if change.is_whole)
     count, total = sum(change.scalars for change in sparse), sum(change.numel for change in sparse)
@@ -54,8 +55,19 @@ def card(changes: Mapping[str, Change], about: About) -> str:
         "```python",
         "from selective_peft import SparseDelta",
         "",
-        'delta = SparseDelta.load("path/to/this/folder")',
+        f"delta = {_loading(repo_id, subfolder)}",
     ]
     lines += ["delta.apply_(model)   # the base model", "delta.revert_(model)  # and back", "```", ""]
-    lines += ["```sh", "selective-peft merge --base BASE --delta THIS --out TUNED", "```", ""]
+    lines.append("```sh")
+    if repo_id:
+        lines.append(f"hf download {repo_id} --local-dir THIS")
+    delta = shlex.quote(f"THIS/{subfolder}") if subfolder else "THIS"
+    lines += [f"selective-peft merge --base BASE --delta {delta} --out TUNED", "```", ""]
     return "\n".join(lines)
+
+
+def _loading(repo_id: str, subfolder: str) -> str:
+    if not repo_id:
+        return 'SparseDelta.load("path/to/this/folder")'
+    given = [json.dumps(repo_id), *([f"subfolder={json.dumps(subfolder)}"] if subfolder else [])]
+    return f"SparseDelta.from_pretrained({', '.join(given)})"
