@@ -90,8 +90,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self):
         url = urlsplit(self.path)
-        self.path, self.query = unquote(url.path), parse_qs(url.query)
+        self.path, self.query = url.path, parse_qs(url.query)
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        if self.path == "/api/agent-harnesses":  # the library asks by itself, once a day
+            return self.say(404, {})
         self.hub.asked.append((self.command, self.path, self.token))
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             self.body = b"".join(self.chunks())
@@ -100,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         for method, pattern, serve in ROUTES:
             found = re.fullmatch(pattern, self.path)
             if self.command in method and found:
-                return serve(self, *found.groups())
+                return serve(self, *map(unquote, found.groups()))  # a branch may have a slash in it, quoted
         self.hub.unknown.append(f"{self.command} {self.path}")
         return self.say(501, {"error": "not known here"})
 
@@ -280,13 +282,13 @@ NAME, REST = r"([^/]+/[^/]+)", r"(.+)"
 ROUTES = [
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),
-    ("POST", f"/api/models/{NAME}/branch/{REST}", Handler.branch),
-    ("POST", f"/api/models/{NAME}/preupload/{REST}", Handler.preupload),
+    ("POST", f"/api/models/{NAME}/branch/([^/]+)", Handler.branch),
+    ("POST", f"/api/models/{NAME}/preupload/([^/]+)", Handler.preupload),
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", Handler.batch),
-    ("POST", f"/api/models/{NAME}/commit/{REST}", Handler.commit),
+    ("POST", f"/api/models/{NAME}/commit/([^/]+)", Handler.commit),
     ("PUT", "/store/([0-9a-f]{64})", Handler.store),
     (("GET", "HEAD"), "/store/([0-9a-f]{64})", Handler.stored),
     ("GET", f"/api/models/{NAME}", Handler.info),
-    ("GET", f"/api/models/{NAME}/revision/{REST}", Handler.info),
-    (("GET", "HEAD"), f"/{NAME}/resolve/([^/]+|refs/pr/[0-9]+)/{REST}", Handler.file),
+    ("GET", f"/api/models/{NAME}/revision/([^/]+)", Handler.info),
+    (("GET", "HEAD"), f"/{NAME}/resolve/([^/]+)/{REST}", Handler.file),
 ]
