@@ -95,22 +95,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/agent-harnesses":  # the library asks by itself, once a day
             return self.say(404, {})
         self.hub.asked.append((self.command, self.path, self.token))
-        if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            self.body = b"".join(self.chunks())
-        else:
-            self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         for method, pattern, serve in ROUTES:
             found = re.fullmatch(pattern, self.path)
             if self.command in method and found:
                 return serve(self, *map(unquote, found.groups()))  # a branch may have a slash in it, quoted
         self.hub.unknown.append(f"{self.command} {self.path}")
         return self.say(501, {"error": "not known here"})
-
-    def chunks(self):
-        while size := int(self.rfile.readline(), 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
 
     def say(self, status, content=None, error=None, headers=(), data=None):
         data = json.dumps(content).encode() if data is None else data
