@@ -85,7 +85,7 @@ COMMAND = {
 }
 
 # What reads and writes deltas may use besides.
-DELTA_STANDARD = {"ctypes", "hashlib", "json", "pathlib", "shlex", "shutil", "tempfile", "types"}
+DELTA_STANDARD = {"copy", "ctypes", "hashlib", "json", "pathlib", "shlex", "shutil", "tempfile", "types"}
 DELTA = {
     "about": set(),
     "atomic": set(),
@@ -101,11 +101,13 @@ DELTA = {
     "output": set(),
     "patch_files": set(),
     "rawbytes": set(),
+    "shira_export": {"safetensors"},
+    "shira_import": set(),
     "streaming": set(),
 }
 
 # Imported within a function, when it is called.
-LATE = {"fisher": {"tqdm"}}
+LATE = {"fisher": {"tqdm"}, "shira_export": {"peft"}}
 
 
 def relative(path: Path) -> str:

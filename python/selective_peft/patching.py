@@ -111,12 +111,17 @@ def apply_(changes: Changes, model: nn.Module, *, check: bool) -> None:
     """See `SparseDelta.apply_`."""
     targets = Targets(state_of(model), changes)
     if check:
-        for name in targets.sparse:
-            if digest(targets.tensors[name]) != changes[name].digest:
-                one = {name: changes[name]}
-                applied = Targets(targets.tensors, one).differing(values_of(one)) is None
-                raise already_applied(name) if applied else not_the_base(name)
+        check_base(targets, changes)
     targets.write(values_of(changes))
+
+
+def check_base(targets: Targets, changes: Changes) -> None:
+    """Raises DeltaError unless the tensors that are changed in part are the base's."""
+    for name in targets.sparse:
+        if digest(targets.tensors[name]) != changes[name].digest:
+            one = {name: changes[name]}
+            applied = Targets(targets.tensors, one).differing(values_of(one)) is None
+            raise already_applied(name) if applied else not_the_base(name)
 
 
 def already_applied(name: str) -> DeltaError:

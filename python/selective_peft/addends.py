@@ -1,0 +1,36 @@
+"""What has to be added to a weight so that it becomes another, to the last bit, where that is possible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selective_peft.rawbytes import bits
+
+
+def addends(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 numbers d for which `before` + d, computed in float32 and rounded once, has the bits of `after`.
+
+    The float32 number next to the difference does it, or one beside that, if any does: just below a power of two floats
+    lie closer together than above it. None does where a scalar becomes a far smaller one (1 to 1e-10: their difference
+    has no room for the last digits), or -0 from another value.
+
+    Args:
+        before, after: float32, bfloat16 or float16, of one dtype and shape.
+
+    Returns:
+        The numbers, and where they are right (bool); both of that shape.
+    """
+    exact = after.double() - before.double()
+    nearest = exact.float()
+    found, right = nearest.clone(), torch.zeros(nearest.shape, dtype=torch.bool)
+    infinity = torch.tensor(float("inf"))
+    for tried in (nearest, torch.nextafter(nearest, infinity), torch.nextafter(nearest, -infinity)):
+        good = ~right & tried.isfinite() & (bits(added(before, tried)) == bits(after))
+        found[good], right = tried[good], right | good
+    return found, right
+
+
+def added(weights: Tensor, numbers: Tensor) -> Tensor:
+    """As PEFT merges: the sum in float32, rounded to the weights' dtype."""
+    return (weights.float() + numbers).to(weights.dtype)
