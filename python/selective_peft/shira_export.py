@@ -1,7 +1,7 @@
 """A delta as a SHiRA adapter of the PEFT library, which adds sparse numbers to the weights of linear maps.
 
 SHiRA fixes how many scalars a matrix has: r * (inputs + outputs), one r for all. Places without a change are filled
-with -0.0, which changes no weight, not even the sign of a zero. Each place stands there once, as in PEFT's own adapters.
+with -0.0, which changes no weight, not even the sign of a zero. Each place stands there once, as PEFT has it, too.
 """
 
 from __future__ import annotations
