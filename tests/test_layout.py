@@ -104,6 +104,8 @@ DELTA = {
     "shira_export": {"safetensors"},
     "shira_import": set(),
     "streaming": set(),
+    "summary_import": set(),
+    "torch_archive": {"pickletools", "struct", "zipfile"},  # the first takes pickles apart and runs nothing
 }
 
 # Imported within a function, when it is called.

@@ -46,7 +46,8 @@ def import_shira(
     """
     path, bare = Path(folder), unwrapped(model)
     config = _config(path / CONFIG)
-    state, changes = state_of(bare), {}
+    state = state_of(bare)
+    changes: dict[str, Change] = {}
     names = {each: name for name, others in tied_names(bare).items() for each in others}
     with Container(path / WEIGHTS) as container:
         for name, tuned in _tuned(container, bare, state, names):
@@ -61,7 +62,7 @@ def import_shira(
         base_model if base_model is not None else _text(config, "base_model_name_or_path"),
         base_revision if base_revision is not None else _text(config, "revision"),
     )
-    ordered: dict[str, Change] = {name: changes[name] for name in state if name in changes}
+    ordered = {name: changes[name] for name in state if name in changes}
     return SparseDelta(with_ties(ordered, bare), About(method="shira", hyperparameters={"r": config.get("r")}, **about))
 
 
