@@ -50,6 +50,9 @@ COMMAND_STANDARD = {
 COMMAND_STANDARD |= {"io", "signal", "sys", "tempfile", "threading"}
 COMMAND = {
     "__main__": set(),
+    "adapter_commands": {"rich"},
+    "adapter_options": set(),
+    "base_models": {"transformers"},
     "bases": {"peft", "safetensors"},
     "callback": {"transformers"},
     "catalogue": {"rich"},

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from selective_peft import delta_options
+from selective_peft import adapter_options, delta_options
 from selective_peft import options as known
 from selective_peft.errors import DeltaError, InputError, first_line
 
@@ -45,6 +45,7 @@ MODULES = {
     "inspect": "selective_peft.inspecting",
     **dict.fromkeys(("compose", "diff"), "selective_peft.delta_commands"),
     **dict.fromkeys(("apply", "revert", "merge"), "selective_peft.checkpoint_commands"),
+    **dict.fromkeys(("export", "import"), "selective_peft.adapter_commands"),
 }
 CODES = "exit codes: 0 done, 1 failed or interrupted while running, 2 something given cannot be used"
 
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "methods": (METHODS, lambda _: None, "what --method can be"),
         "profile": (PROFILE, known.profile, "where a step's time and memory go"),
         **delta_options.COMMANDS,
+        **adapter_options.COMMANDS,
     }
     for name, (description, fill, line) in kinds.items():
         fill(

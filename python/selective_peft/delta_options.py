@@ -47,17 +47,20 @@ example:
   selective-peft diff --base MiniLM --tuned merged --out delta --compact"""
 
 
-def _out(parser: argparse.ArgumentParser, what: str) -> None:
+def add_out(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds --out, a new or an empty folder."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"{what}; new or empty")
 
 
-def _output(parser: argparse.ArgumentParser) -> None:
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds what is printed."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
     group.add_argument("--quiet", action="store_true", help="no table and no progress bar")
 
 
-def _conflict(parser: argparse.ArgumentParser) -> None:
+def add_conflict(parser: argparse.ArgumentParser) -> None:
+    """Adds what several deltas of one scalar mean."""
     parser.add_argument(
         "--on-conflict",
         choices=CONFLICTS,
@@ -66,7 +69,8 @@ def _conflict(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _form(parser: argparse.ArgumentParser) -> None:
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """Adds how a delta is written."""
     parser.add_argument("--compact", action="store_true", help="positions gap-coded: 1 to 2 bytes each instead of 4")
     parser.add_argument(
         "--no-originals",
@@ -83,16 +87,16 @@ def inspect(parser: argparse.ArgumentParser) -> None:
         "--picture", type=Path, metavar="FILE", help="also draw where it lives, or how far two agree (PNG)"
     )
     parser.add_argument("--top", type=COUNT, default=14, metavar="N", help="rows for modules (%(default)s)")
-    _output(parser)
+    add_output(parser)
 
 
 def compose(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `selective-peft compose`."""
     parser.add_argument("deltas", type=Path, nargs="+", metavar="DELTA", help=f"of one base; {DELTA}")
-    _out(parser, "folder for the delta")
-    _conflict(parser)
-    _form(parser)
-    _output(parser)
+    add_out(parser, "folder for the delta")
+    add_conflict(parser)
+    add_form(parser)
+    add_output(parser)
 
 
 def _patch(parser: argparse.ArgumentParser, source: str, what: str) -> None:
@@ -100,15 +104,15 @@ def _patch(parser: argparse.ArgumentParser, source: str, what: str) -> None:
     parser.add_argument(
         "--delta", type=Path, required=True, nargs="+", metavar="D", help=f"{DELTA}; several are composed first"
     )
-    _out(parser, "folder for the checkpoint")
-    _conflict(parser)
+    add_out(parser, "folder for the checkpoint")
+    add_conflict(parser)
     parser.add_argument(
         "--no-check",
         dest="check",
         action="store_false",
         help="do not compare fingerprints of the weights; names, shapes and dtypes are checked all the same",
     )
-    _output(parser)
+    add_output(parser)
 
 
 def apply(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +134,7 @@ def diff(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `selective-peft diff`."""
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help=f"before: {MODEL}")
     parser.add_argument("--tuned", type=Path, required=True, metavar="DIR", help="after: the same")
-    _out(parser, "folder for the delta")
+    add_out(parser, "folder for the delta")
     parser.add_argument(
         "--whole-above",
         type=share_or_all,
@@ -143,8 +147,8 @@ def diff(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base-model", metavar="NAME", help="what the base is called (the name of its folder)")
     parser.add_argument("--base-revision", metavar="NAME", help="its commit or branch")
-    _form(parser)
-    _output(parser)
+    add_form(parser)
+    add_output(parser)
 
 
 COMMANDS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from selective_peft.about import About, describe_model
+from selective_peft.about import About, describe_model, public_name
 from selective_peft.changes import Change
 from selective_peft.container import Container, json_object
 from selective_peft.delta import SparseDelta
@@ -45,7 +45,7 @@ def import_shira(
         OSError: it cannot be read.
     """
     path, bare = Path(folder), unwrapped(model)
-    config = _config(path / CONFIG)
+    config = adapter_config(path / CONFIG)
     state = state_of(bare)
     changes: dict[str, Change] = {}
     names = {each: name for name, others in tied_names(bare).items() for each in others}
@@ -68,10 +68,11 @@ def import_shira(
 
 def _text(config: Mapping[str, object], name: str) -> str | None:
     value = config.get(name)
-    return value if isinstance(value, str) and value else None
+    return public_name(value) if isinstance(value, str) and value else None
 
 
-def _config(path: Path) -> dict[str, object]:
+def adapter_config(path: Path) -> dict[str, object]:
+    """What `adapter_config.json` says. Raises DeltaError unless it is that of a SHiRA adapter."""
     if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
         raise DeltaError(f"{path}: expected the configuration of an adapter, found none")
     try:

@@ -1,8 +1,10 @@
 """On top of the PEFT library: its adapters are trained selectively, the base model keeps every bit."""
 
+import copy
+
 import pytest
 import torch
-from families import backward, snapshot, tiny
+from families import backward, batch, snapshot, tiny
 from selective_peft import D3, SelectiveAdamW
 
 from selective_kernels.testing import assert_bitwise_equal
@@ -174,3 +176,34 @@ def test_float32_adapters_on_a_bfloat16_model():
     assert optimizer.num_selected == 40
     assert "master" not in optimizer.state_dict()["state"]["selective"]["arrays"]
     assert_only_selected_changed(model, before, optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_selective_run_over_lora_saves_as_an_ordinary_adapter(dtype, tmp_path):
+    """PEFT's own files and loading: the same matrices, bit for bit, of which only what was selected differs from the
+    drawn ones; and a model that answers the same, merged or not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = tiny("llama").to(dtype)
+        model = peft.get_peft_model(copy.deepcopy(base), METHODS["lora"][0]())
+    drawn = snapshot(model)
+    optimizer = SelectiveAdamW(trainable(model).items(), lr=0.01, budget=40, total_steps=STEPS)
+    for step in range(STEPS):
+        backward(model, "llama", step)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(str(tmp_path))
+    assert peft.PeftConfig.from_pretrained(str(tmp_path)).peft_type == peft.PeftType.LORA
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path))
+    params = dict(loaded.named_parameters())
+    moved = 0
+    for name, param in model.named_parameters():
+        assert_bitwise_equal(params[name].detach(), param.detach(), name)
+        moved += int((params[name].detach() != drawn[name]).sum())
+    assert moved == 40
+    inputs = batch("llama")
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+        assert torch.equal(loaded.eval()(**inputs).logits, expected)
+        merged, other = loaded.merge_and_unload(), model.merge_and_unload()
+        assert torch.equal(merged(**inputs).logits, other(**inputs).logits)
