@@ -100,6 +100,7 @@ DELTA = {
     "delta_file": set(),
     "differing": set(),
     "hub": set(),  # huggingface_hub by importlib, when a repository is asked for
+    "exchange": set(),
     "layouts": set(),
     "output": set(),
     "patch_files": set(),

@@ -59,6 +59,7 @@ def _export(options: argparse.Namespace, console: Console) -> None:
         "checked": options.check,
         "r": done.r,
         "scalars": dict(done.scalars),
+        "pairs": done.pairs,
         "padding": done.padding,
         "whole": dict(done.whole),
         "whole_scalars": done.whole_scalars,
@@ -69,6 +70,7 @@ def _export(options: argparse.Namespace, console: Console) -> None:
     more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
     rows = {
         "single scalars": f"{sum(done.scalars.values()):,} in {len(done.scalars):,} matrices, r = {done.r}",
+        "by two numbers": f"{done.pairs:,} of them" if done.pairs else "",
         "filled up with": f"{done.padding:,} that change nothing",
         "stored whole": f"{done.whole_scalars:,} scalars: {'; '.join([*reasons[:SHOWN], *more])}" if reasons else "",
         **conflict_row(conflicts, options.on_conflict),

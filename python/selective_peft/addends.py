@@ -31,6 +31,30 @@ def addends(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     return found, right
 
 
+def in_two(before: Tensor, after: Tensor, numbers: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """What is added one after the other where one number does not do: minus the old value, then the new one.
+
+    torch adds entries for one place in their order on a CPU, and in any order on a GPU, where the result may be off by
+    a rounding of the old value.
+
+    Args:
+        before, after, numbers, right: vectors, as `addends` takes and gives them.
+
+    Returns:
+        How often each scalar stands (int64: 1 or 2), and the numbers, that many for each, in order (float32).
+    """
+    times = torch.where(right, 1, 2)
+    both = torch.where(right, numbers, -before.float()).repeat_interleave(times)
+    both[times.cumsum(0)[~right] - 1] = after[~right].float()
+    return times, both
+
+
+def is_lost(before: Tensor, after: Tensor, right: Tensor) -> Tensor:
+    """Where two numbers do not do either (bool): where -0 follows another value."""
+    zero = before.float() - before.float()
+    return ~right & (bits(added(zero.to(after.dtype), after.float())) != bits(after))
+
+
 def added(weights: Tensor, numbers: Tensor) -> Tensor:
     """As PEFT merges: the sum in float32, rounded to the weights' dtype."""
     return (weights.float() + numbers).to(weights.dtype)

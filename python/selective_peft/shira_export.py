@@ -1,7 +1,8 @@
 """A delta as a SHiRA adapter of the PEFT library, which adds sparse numbers to the weights of linear maps.
 
 SHiRA fixes how many scalars a matrix has: r * (inputs + outputs), one r for all. Places without a change are filled
-with -0.0, which changes no weight, not even the sign of a zero. Each place stands there once, as PEFT has it, too.
+with -0.0, which changes no weight, not even the sign of a zero. Each place stands there once, as PEFT has it, too, but
+where two numbers have to be added to get the new value.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Exported:
     Attributes:
         r: SHiRA's.
         scalars: by module, how many of its matrix are changed.
+        pairs: of these, how many take two numbers, in all.
         padding: places without a change, in all.
         whole: by module that is stored whole, why.
         whole_scalars: of these, in all.
@@ -48,6 +50,7 @@ class Exported:
 
     r: int
     scalars: Mapping[str, int]
+    pairs: int
     padding: int
     whole: Mapping[str, str]
     whole_scalars: int
@@ -92,9 +95,11 @@ def export_shira(
             output.fill(lambda staged: _check_merged(staged, bare, tuned))
         output.publish()
     whole = sum(tensor.numel() for name, tensor in tuned.items() if any(within(name, each) for each in plan.covered))
-    used = {name: len(each.indices) for name, each in plan.sparse.items()}
+    scalars = {name: each.scalars for name, each in plan.sparse.items()}
+    numbers = sum(len(each.indices) for each in plan.sparse.values())
     places = plan.r * sum(each.per_rank for each in plan.sparse.values())
-    return Exported(plan.r, used, places - sum(used.values()), plan.reasons, whole, len(content))
+    pairs = numbers - sum(scalars.values())
+    return Exported(plan.r, scalars, pairs, places - numbers, plan.reasons, whole, len(content))
 
 
 class _Tuned(Mapping[str, Tensor]):
@@ -137,7 +142,7 @@ def _filled(entries: Entries, count: int) -> tuple[Tensor, Tensor]:
     free = torch.ones(count, dtype=torch.bool)  # of these first ones at most len(used) are taken
     free[used[used < count]] = False
     empty = free.nonzero().view(-1)[: count - len(used)]
-    places, order = torch.cat([used, empty]).sort()
+    places, order = torch.cat([used, empty]).sort(stable=True)
     numbers = torch.cat([entries.numbers, torch.full((len(empty),), -0.0)])
     return places, numbers[order]
 

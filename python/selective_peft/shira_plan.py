@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from selective_peft.addends import addends
+from selective_peft.addends import addends, in_two, is_lost
 from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
 from selective_peft.naming import tied_names
@@ -22,13 +22,15 @@ class Entries:
 
     Attributes:
         shape: of the matrix: outputs, inputs.
-        indices: int32, flat, ascending; only of scalars that really differ.
+        indices: int32, flat, ascending; only of scalars that really differ, twice for those that take two numbers.
         numbers: float32, what is added to each.
+        scalars: how many differ.
     """
 
     shape: tuple[int, ...]
     indices: Tensor
     numbers: Tensor
+    scalars: int
 
     @property
     def per_rank(self) -> int:
@@ -121,10 +123,14 @@ def _entries(module: nn.Module, last: str, change: Change, base: Tensor) -> Entr
     other = bits(before) != bits(change.values)
     if not bool(other.any()):
         return None
-    numbers, right = addends(before[other], change.values[other])
-    if not bool(right.all()):
-        return f"{int((~right).sum())} of its new values are no sum of the old one and a float32 number"
-    return Entries(change.shape, change.indices[other], numbers)
+    after = change.values[other]
+    before = before[other]
+    numbers, right = addends(before, after)
+    lost = int(is_lost(before, after, right).sum())
+    if lost:
+        return f"{lost} of its new values are -0, which no sum is"
+    times, both = in_two(before, after, numbers, right)
+    return Entries(change.shape, change.indices[other].repeat_interleave(times), both, len(after))
 
 
 def _with(r: int, sparse: Mapping[str, Entries], reasons: Mapping[str, str], model: nn.Module) -> ShiraPlan | None:

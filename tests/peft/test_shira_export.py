@@ -9,7 +9,7 @@ from families import batch, tiny
 from safetensors.torch import load_file, save_file
 from selective_peft import DeltaError, SparseDelta
 from selective_peft.errors import InputError
-from selective_peft.shira_export import export_shira
+from selective_peft.exchange import export_shira
 from shiratests import assert_same_state, config_of, merged, model_and_delta, tuned_copy
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install '.[test]'")
@@ -52,14 +52,15 @@ def test_what_peft_merges_is_the_tuned_model(family, dtype, tmp_path):
     assert {name.rpartition(".")[2] for name, why in done.whole.items() if "no room" not in why} == whole
     for name, count in done.scalars.items():
         assert count == len(delta.changes[f"{name}.weight"].indices)
-    stored = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    stored, places = load_file(tmp_path / "a" / "adapter_model.safetensors"), 0
     for name in done.scalars:
         rows, columns = stored[f"{PREFIX}{name}.shira_indices"]
         shape = base.get_submodule(name).weight.shape
-        assert len(rows) == done.r * sum(shape)  # as PEFT wants it, each place once
-        assert len(set((rows * shape[1] + columns).tolist())) == len(rows)
+        assert len(rows) == done.r * sum(shape)  # as PEFT wants it
+        places += len(set((rows * shape[1] + columns).tolist()))
         assert not stored[f"{PREFIX}{name}.shira_weight"].isnan().any()
-    total = sum(done.scalars.values()) + done.padding
+    assert places == sum(done.scalars.values()) + done.padding  # each once, but for pairs
+    total = places + done.pairs
     assert total == sum(len(each) for name, each in stored.items() if name.endswith("shira_weight"))
     assert done.nbytes == (tmp_path / "a" / "adapter_model.safetensors").stat().st_size
 
@@ -121,24 +122,38 @@ def test_names_that_end_like_others(tmp_path):
     assert_same_state(merged(base, tmp_path / "a"), tuned)
 
 
-def test_values_that_no_sum_reaches(tmp_path):
-    """1 to 1e-10, 2 to -0, and from one end of the range to the other: the matrix is stored whole, or refused."""
+def changed_to(pairs):
+    """Two linear maps, and copies with other values in the first one's matrix, and some in the second's."""
+    base = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
+    tuned = tuned_copy(base, {"1.weight": 5})
+    with torch.no_grad():
+        for i, (before, after) in enumerate(pairs):
+            base[0].weight[3, i], tuned[0].weight[3, i] = before, after
+        tuned[0].weight[4:] = base[0].weight[4:]
+        tuned[0].weight[:3] = base[0].weight[:3]
+        tuned[0].weight[3, len(pairs) :] = base[0].weight[3, len(pairs) :]
+    return base, tuned, SparseDelta.from_models(base, tuned)
+
+
+def test_values_that_take_two_numbers(tmp_path):
+    """1 to 1e-10, and from one end of the range to the other: there is no float32 number that does it."""
     largest = torch.finfo(torch.float32).max
-    for before, after in ((1.0, 1e-10), (2.0, -0.0), (0.0, -0.0), (largest, -largest)):
-        base = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
-        with torch.no_grad():
-            base[0].weight[3, 4] = before
-        tuned = tuned_copy(base, {"1.weight": 5})
-        with torch.no_grad():
-            tuned[0].weight[3, 4] = after
-        delta = SparseDelta.from_models(base, tuned)
-        out = tmp_path / f"{before}{after}"
-        done = quiet_export(delta, base, out)
-        assert "no sum of the old one and a float32 number" in done.whole["0"]
-        assert_same_state(merged(base, out), tuned)
-        with pytest.raises(DeltaError, match="got 0: 1 of its new values are no sum"):
-            export_shira(delta, base, tmp_path / "x", dense=False)
-        assert not (tmp_path / "x").exists()
+    base, tuned, delta = changed_to([(1.0, 1e-10), (largest, -largest), (0.7, 0.01234567), (0.5, 0.75)])
+    done = quiet_export(delta, base, tmp_path / "a", dense=False)
+    assert (done.scalars, done.pairs) == ({"0": 4, "1": 5}, 3)
+    assert done.padding == 2 * 32 - 4 - 3 - 5
+    assert_same_state(merged(base, tmp_path / "a"), tuned)
+
+
+def test_minus_zero_is_no_sum(tmp_path):
+    """The matrix is stored whole, or refused."""
+    base, tuned, delta = changed_to([(2.0, -0.0), (0.0, -0.0)])
+    done = quiet_export(delta, base, tmp_path / "a")
+    assert done.whole == {"0": "2 of its new values are -0, which no sum is"}
+    assert_same_state(merged(base, tmp_path / "a"), tuned)
+    with pytest.raises(DeltaError, match="got 0: 2 of its new values are -0"):
+        export_shira(delta, base, tmp_path / "x", dense=False)
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_is_refused(tmp_path):

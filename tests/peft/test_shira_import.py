@@ -10,8 +10,7 @@ from deltatests import assert_same_model
 from families import backward, tiny
 from safetensors.torch import load_file, save_file
 from selective_peft import DeltaError
-from selective_peft.shira_export import export_shira
-from selective_peft.shira_import import import_shira
+from selective_peft.exchange import export_shira, import_shira
 from shiratests import assert_same_state, merged, model_and_delta
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install '.[test]'")

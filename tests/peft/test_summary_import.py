@@ -8,7 +8,7 @@ from deltatests import assert_same_model
 from selective_optimizers import load_store
 from selective_optimizers.wrap import get_selective_optimizer
 from selective_peft import DeltaError, SparseDelta
-from selective_peft.summary_import import import_summary
+from selective_peft.exchange import import_summary
 from torch import nn
 
 from selective_kernels.testing import assert_bitwise_equal
