@@ -1,9 +1,5 @@
 """Tiny random models of the families in use, each with a head and a seeded batch."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import pytest
 import torch
 

@@ -20,12 +20,17 @@ def made_runs():
     ]
 
 
+def named_for_the_hub(variable):
+    """Whether huggingface_hub may read it."""
+    return variable.startswith("HF_") or variable.lower().endswith("_proxy")
+
+
 @contextmanager
 def standing_in(monkeypatch, tmp_path):
     """The Hub that HF_ENDPOINT would name, with no token saved; a request that it does not know fails the test."""
     from huggingface_hub import constants
 
-    for name in [name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")]:
+    for name in filter(named_for_the_hub, list(os.environ)):
         monkeypatch.delenv(name)
     with Hub() as made:
         template = made.url + "/{repo_id}/resolve/{revision}/{filename}"

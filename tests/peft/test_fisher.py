@@ -1,10 +1,7 @@
 """The FISH mask's scores against a gradient per sample."""
 
 import copy
-import os
 import warnings
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from deltatests import assert_same_model, trained
-from hubcases import NAME, assert_gives, made_runs, pushed, standing_in
+from hubcases import NAME, assert_gives, made_runs, named_for_the_hub, pushed, standing_in
 from hubserver import OWNER, TOKEN, Hub
 from selective_peft import SparseDelta
 from selective_peft.delta_card import card
@@ -208,7 +208,7 @@ for call in (lambda: delta.push_to_hub("{NAME}"), lambda: SparseDelta.from_pretr
 def test_the_environment_says_where_and_whether(tmp_path):
     """HF_ENDPOINT, HF_TOKEN and HF_HOME; then, with HF_HUB_OFFLINE and no Hub any more, what is in the cache."""
     settings = {"HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    plain = {name: value for name, value in os.environ.items() if not named_for_the_hub(name)}
 
     def lines(code, **more):
         run = [sys.executable, "-c", code]

@@ -1,9 +1,5 @@
 """C11, C12: Accelerate and the Trainer drive these like any other optimizer; their checkpoints are bit-exact."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import pytest
 import torch
 from harness import make_grads, picture, set_grads

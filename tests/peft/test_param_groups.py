@@ -1,9 +1,5 @@
 """Parameter groups by name: patterns, the split into groups, errors that list what is there."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import pytest
 import torch
 from harness import make_grads, set_grads

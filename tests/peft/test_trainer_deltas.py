@@ -1,9 +1,5 @@
 """`SelectiveCallback`: deltas beside checkpoints, and when shares of the budget are spent."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import shutil
 import warnings
 from contextlib import nullcontext

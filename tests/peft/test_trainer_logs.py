@@ -1,9 +1,5 @@
 """`SelectiveCallback`: what it logs, and whom it reaches."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import sys
 import types
 import warnings

@@ -1,9 +1,5 @@
 """`selective_optimizer`: what the Trainer's arguments and the model say, and what is said beside them."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import copy
 import pickle
 

@@ -1,9 +1,5 @@
 """C11: a Trainer that stops and resumes is bit-equal to one that does not: weights, states, log, deltas."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import importlib.util
 import warnings
 from pathlib import Path

@@ -3,10 +3,6 @@
 Scalers work on the CPU, too; only the Trainer makes none there, so it is given one.
 """
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import pytest
 import torch
 from harness import make_grads, make_params, picture, set_grads
