@@ -29,7 +29,7 @@ def new_figure(
 
     Args:
         title: of the whole.
-        rows: of a result file; machine, threads, versions and commit come from the first.
+        rows: of a result file; machine, threads, versions and commit come from the first. None: nothing was measured.
         panels: how many axes there are, `figure.axes`.
         width, height: inches.
         columns: how many panels stand side by side; 0: all.
@@ -38,7 +38,8 @@ def new_figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=TEXT, fontweight="bold")
-    figure.supxlabel(machine(rows[0]), x=0.01, ha="left", fontsize=8, color=TEXT)
+    if rows:
+        figure.supxlabel(machine(rows[0]), x=0.01, ha="left", fontsize=8, color=TEXT)
     for i, axes in enumerate(figure.subplots(-(-panels // columns), columns, squeeze=False).flat):
         if i < panels:
             _plain(axes)
