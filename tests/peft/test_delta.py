@@ -13,9 +13,15 @@ from torch import nn
 
 from selective_kernels.testing import assert_bitwise_equal
 
+FISHER = {
+    f"{layer}.{name}": torch.rand(shape, generator=torch.Generator().manual_seed(layer))
+    for layer, size in ((0, (50, 40)), (2, (30, 50)))
+    for name, shape in (("weight", size), ("bias", size[:1]))
+}
 BUDGETED = {
     "id3": {}, "d3-static": {}, "gradient": {}, "snip": {}, "pafi": {}, "pafi-increment": {},
     "random": {"method_kwargs": {"seed": 3}}, "diff": {"method_kwargs": {"warmup_steps": 2}, "steps": 6},
+    "fish": {"method_kwargs": {"scores": FISHER}},
 }  # fmt: skip
 
 

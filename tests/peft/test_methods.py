@@ -9,7 +9,7 @@ from harness import SHAPES, assert_same_picture, make_grads, make_params, pictur
 from method_oracle import ByGiven, ByMagnitude, ByProduct, Repeat
 from methodruns import ADAMW, BUDGET, LENGTH, NAMES, STATIC, STEPS, TOTAL, make, named, run_both
 from oracle import Oracle
-from selective_peft import SelectiveAdamW
+from selective_peft import SelectiveAdamW, methods
 from torch.nn import Parameter
 
 from selective_kernels.testing import num_threads
@@ -98,14 +98,19 @@ def test_bitfit_trains_all_biases_and_nothing_else(dtype, backend):
     assert opt.num_selected == opt.budget == sum(params[i].numel() for i in (1, 3, 4))
 
 
+WITH_BIASES = [f"{i}.bias" if i in (1, 4) else f"{i}.weight" for i in range(len(SHAPES))]
+
+
+def fish_scores():
+    generator = torch.Generator().manual_seed(9)
+    return {name: torch.rand(shape, generator=generator) for name, shape in zip(WITH_BIASES, SHAPES, strict=True)}
+
+
 RESUMED = {
-    "id3": {},
-    "pafi-increment": {},
-    "random": {"seed": 5},
-    "diff": {"warmup_steps": 3},
-    "d3-repeat": {},
-    "bitfit": {},
-    "full": {},
+    **dict.fromkeys(methods(), dict),
+    "fish": lambda: {"scores": fish_scores()},
+    "random": lambda: {"seed": 5},
+    "diff": lambda: {"warmup_steps": 3},
 }
 DENSE = ("diff", "d3-repeat")  # not for float16  # fmt: skip
 
@@ -119,11 +124,11 @@ def test_c11_resume_is_bit_equal(method, dtype, cut, tmp_path):
     budget = (
         {}
         if method in ("bitfit", "full")
-        else {"budget": BUDGET, "total_steps": TOTAL, "method_kwargs": RESUMED[method]}
+        else {"budget": BUDGET, "total_steps": TOTAL, "method_kwargs": RESUMED[method]()}
     )
 
     def start(params):
-        pairs = [(f"{i}.bias" if i in (1, 4) else f"{i}.weight", param) for i, param in enumerate(params)]
+        pairs = list(zip(WITH_BIASES, params, strict=True))
         groups = [{"params": pairs[:6]}, {"params": pairs[6:], "selective": False}]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from selective_peft import SelectiveAdam, SelectiveAdamW, SelectiveSGD
+from selective_peft import SelectiveAdam, SelectiveAdamW, SelectiveSGD, methods
 from selective_peft.wrapped import SelectiveTorchOptimizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[test]'")
@@ -88,10 +88,12 @@ def moved():
     return {name: param.detach() + torch.rand(param.shape) for name, param in tiny_bert().named_parameters()}
 
 
+PLAIN = [method for method in methods() if method not in ("bitfit", "fish", "diff", "full", "d3-repeat")]
+
+
 @pytest.mark.parametrize(("method", "kwargs", "selected"), [
     ("bitfit", None, 176), ("fish", lambda: {"scores": fisher()}, 60), ("diff", lambda: {"tuned": moved()}, 60),
-    ("diff", lambda: {"warmup_steps": 2}, 60), ("pafi", None, 60), ("snip", None, 60), ("random", None, 60),
-    ("full", None, 0),
+    ("diff", lambda: {"warmup_steps": 2}, 60), ("full", None, 0), *((method, None, 60) for method in PLAIN),
 ])  # fmt: skip
 def test_methods_train(method, kwargs, selected, tmp_path):
     """Also those that need names or no budget, and one that selects nothing."""
