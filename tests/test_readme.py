@@ -1,5 +1,6 @@
 """The Python of README and docs runs as it stands, their commands exist, and numbers come from committed files."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -119,3 +120,20 @@ def test_tables_notice_a_changed_number(monkeypatch: pytest.MonkeyPatch) -> None
     assert tables.filled(text) != text
     with pytest.raises(ValueError, match=r"README\.md: expected '<!-- step -->'"):
         tables.filled(text.replace("<!-- step -->", ""))
+
+
+def constants(folders: tuple[str, ...]) -> list[str]:
+    """All strings of the sources; of an f-string, the parts between what is put in."""
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_errors_that_are_explained_are_those_that_are_raised() -> None:
+    """Each quoted part of a message in the first columns of docs/troubleshooting.md stands in the sources."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| ([^|]+) \|", text, flags=re.MULTILINE)
+    quoted = [part for cell in cells for part in re.findall(r"`([^`]+)`", cell)]
+    assert len(quoted) > 20
+    known = constants(("selective_kernels", "python"))
+    assert [part for part in quoted if not any(part in constant for constant in known)] == []
