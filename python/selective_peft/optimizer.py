@@ -60,12 +60,12 @@ class SelectiveOptimizer(ResumableOptimizer):
 
         Args:
             model: whose parameters these are; possibly wrapped for several processes or compiled. Without it the names
-                are those of the groups.
+                are those of the groups, which have to be the whole model's.
 
         Raises:
             ValueError: the optimizer has made no step, is amid its warm-up or selects afresh in each step
-                ("d3-repeat"); its groups have no names or those of a wrapper, or it has parameters that are not the
-                model's.
+                ("d3-repeat"); its groups have no names, one name twice or those of a wrapper, or it has parameters
+                that are not the model's.
             RuntimeError: a parameter has another size or dtype than in the last step; while iterating, the optimizer
                 has stepped before its whole tensors were read.
             DeltaError: a changed scalar is inf or NaN, or a tensor trained whole has a dtype that no delta holds.

@@ -5,6 +5,7 @@ Nothing is searched for: a selective optimizer knows what it has changed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -138,6 +139,11 @@ def _names_in_groups(optimizer: SelectiveOptimizer) -> dict[int, str]:
             )
         for name, param in zip(given, group["params"], strict=True):
             names[id(param)] = ".".join(part for part in name.split(".") if part != COMPILED)
+    if len(set(names.values())) < len(names):
+        name = next(iter((Counter(names.values()) - Counter(set(names.values()))).keys()))
+        raise ValueError(
+            f"model: expected it, since several of the optimizer's parameters are called {name!r}, got none"
+        )
     if names and all(name.startswith(PARALLEL) for name in names.values()):
         raise ValueError(
             f"model: expected it, since all names begin with {PARALLEL!r}, which may be of a wrapper, got none"

@@ -73,6 +73,19 @@ def test_without_names_the_model_is_needed():
     engine.assert_is(model)
 
 
+def test_names_that_stand_there_twice():
+    """Groups of two modules' own names: an engine would put both into one tensor."""
+    model = make_model()
+    engine = Engine(model)
+    head = {"params": model[1].named_parameters(), "selective": False}
+    optimizer = make([{"params": model[0].named_parameters()}, head])
+    step(model, optimizer)
+    with pytest.raises(ValueError, match="several of the optimizer's parameters are called 'weight', got none"):
+        optimizer.iter_patches()
+    engine.receive(optimizer.iter_patches(model))
+    engine.assert_is(model)
+
+
 def test_a_patch_is_named_by_the_model_it_is_asked_for():
     inner = make_model()
     optimizer = make(inner.named_parameters())
