@@ -157,12 +157,10 @@ class TorchArchive:
 
 # ---------------------------------------------------------------------- the machine
 
-_MARK = object()
 CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
-    "MARK": lambda: _MARK,
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -195,14 +193,18 @@ class _Machine:
     """
 
     def __init__(self, class_name: str) -> None:
-        self.stack: list[Any] = []
+        self.stack: list[Any] = []  # since the last mark
+        self._below: list[list[Any]] = []  # what lay there at each mark
         self._memory: dict[int, Any] = {}
         self._class = class_name
 
     def do(self, command: str, argument: Any) -> None:
         """One command."""
         stack = self.stack
-        if command in CONSTANTS:
+        if command == "MARK":
+            self._below.append(stack)
+            self.stack = []
+        elif command in CONSTANTS:
             stack.append(CONSTANTS[command]())
         elif command in LITERALS:
             stack.append(argument)
@@ -210,7 +212,8 @@ class _Machine:
             count = TUPLES[command]
             stack[-count:] = [tuple(stack[i] for i in range(-count, 0))]
         elif command == "TUPLE":
-            stack.append(tuple(self._since_mark()))
+            taken = tuple(self._since_mark())
+            self.stack.append(taken)
         elif command in ("BINPUT", "LONG_BINPUT"):
             self._memory[argument] = stack[-1]
         elif command in ("BINGET", "LONG_BINGET"):
@@ -225,9 +228,7 @@ class _Machine:
             raise ValueError(f"the command {command}")
 
     def _since_mark(self) -> list[Any]:
-        at = max(i for i, each in enumerate(self.stack) if each is _MARK)
-        taken = self.stack[at + 1 :]
-        del self.stack[at:]
+        taken, self.stack = self.stack, self._below.pop()
         return taken
 
     def _call(self, command: str) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -143,6 +144,14 @@ def test_lists_in_lists_without_end(tmp_path):
         content(with_program(tmp_path / "h", doubled[:-1] + b"R."))
     own = b"\x80\x02]q\x00h\x00a."
     assert isinstance(content(with_program(tmp_path / "g", own)), list)
+
+
+def test_marks_in_a_large_program(tmp_path):
+    """Time grows with the program's length, not with its square: a minute and more, if each mark were searched for."""
+    program = b"\x80\x02](" + b"N" * 200_000 + b"(t" * 200_000 + b"e."
+    began = time.perf_counter()
+    assert len(content(with_program(tmp_path / "f", program))) == 400_000
+    assert time.perf_counter() - began < 20
 
 
 @pytest.mark.parametrize(
