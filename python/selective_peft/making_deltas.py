@@ -188,7 +188,7 @@ def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float
         whole_above: see `SparseDelta.from_models`.
 
     Raises:
-        DeltaError: another shape or dtype, a dtype that no delta holds, or inf or NaN.
+        DeltaError: another shape or dtype, a dtype that no delta holds, no values (on meta), or inf or NaN.
     """
     try:
         return _difference(base, tuned, whole_above)
@@ -196,7 +196,16 @@ def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float
         raise DeltaError(f"{name}: {error}") from error
 
 
+def check_has_values(name: str, tensor: Tensor) -> None:
+    """Raises DeltaError for a tensor on meta."""
+    if tensor.is_meta:
+        raise DeltaError(f"{name}: expected a tensor with values, got one on meta (offloaded?)")
+
+
 def _difference(base: Tensor | None, tuned: Tensor, whole_above: float) -> Change | None:
+    for name, tensor in (("base", base), ("tuned", tuned)):
+        if tensor is not None:
+            check_has_values(name, tensor)
     tuned = tuned.detach().cpu().contiguous()
     if base is None:
         return Change.whole(tuned.clone(), None)

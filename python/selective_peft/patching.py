@@ -13,7 +13,7 @@ from selective_kernels import SparseIndex, Table, gather_bits, swap_
 from selective_kernels.checks import check_param
 from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
-from selective_peft.making_deltas import state_of
+from selective_peft.making_deltas import check_has_values, state_of
 from selective_peft.rawbytes import bits, digest, same_bits
 
 Changes = Mapping[str, Change]
@@ -82,7 +82,8 @@ class Targets:
 
 
 def check_fits(name: str, change: Change, tensor: Tensor) -> None:
-    """Raises DeltaError unless the tensor is of the change's shape and dtype."""
+    """Raises DeltaError unless the tensor is of the change's shape and dtype, and has values."""
+    check_has_values(name, tensor)
     if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
         raise DeltaError(
             f"{name}: expected {change.dtype} {list(change.shape)} as in the delta, got {tensor.dtype} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +13,9 @@ from selective_peft.changes import Change
 from selective_peft.container import Container, json_object
 from selective_peft.delta import SparseDelta
 from selective_peft.errors import DeltaError
-from selective_peft.making_deltas import difference, state_of, with_ties
+from selective_peft.making_deltas import check_has_values, difference, state_of, with_ties
 from selective_peft.naming import tied_names, unwrapped
-from selective_peft.rawbytes import BITS
+from selective_peft.rawbytes import BITS, digest
 from selective_peft.shira_export import CONFIG, PREFIX, WEIGHTS
 
 LARGEST_CONFIG = 1 << 24  # bytes
@@ -41,22 +41,27 @@ def import_shira(
         base_model, base_revision: what the base is called; without, what the adapter says, or the model.
 
     Raises:
-        DeltaError: it is damaged, no SHiRA adapter, or not one of this model.
+        DeltaError: it is damaged, no SHiRA adapter, not one of this model, or one that would untie tensors of it.
         OSError: it cannot be read.
     """
     path, bare = Path(folder), unwrapped(model)
     config = adapter_config(path / CONFIG)
     state = state_of(bare)
     changes: dict[str, Change] = {}
-    names = {each: name for name, others in tied_names(bare).items() for each in others}
+    ties = tied_names(bare)
+    firsts = {each: name for name, others in ties.items() for each in others}
+    digests: dict[str, str] = {}
     with Container(path / WEIGHTS) as container:
-        for name, tuned in _tuned(container, bare, state, names):
-            base = None if name in new else state[name]
-            change = difference(name, base, tuned, whole_above=0.5)
-            if name in changes and change is not None and not torch.equal(changes[name].values, change.values):
-                raise DeltaError(f"{path}: expected one content for {name}, which the model ties, got two")
+        for given, tuned in _tuned(container, bare, state, firsts):
+            name, whole = firsts.get(given, given), PREFIX + given in container.tensors
+            again, content = name in digests, digest(tuned)
+            if digests.setdefault(name, content) != content or (again and not whole):
+                raise DeltaError(f"{path}: expected one content for {name}, got two")
+            change = None if again else difference(name, None if name in new else state[name], tuned, whole_above=0.5)
             if change is not None:
                 changes[name] = change
+                if whole:
+                    _check_stays_tied(container, (name, *ties.get(name, ())))
     about = describe_model(
         bare,
         base_model if base_model is not None else _text(config, "base_model_name_or_path"),
@@ -64,6 +69,16 @@ def import_shira(
     )
     ordered = {name: changes[name] for name in state if name in changes}
     return SparseDelta(with_ties(ordered, bare), About(method="shira", hyperparameters={"r": config.get("r")}, **about))
+
+
+def _check_stays_tied(container: Container, names: Sequence[str]) -> None:
+    """Raises DeltaError unless a changed tensor is there under all its names: PEFT unties it otherwise."""
+    lacking = [name for name in names if PREFIX + name not in container.tensors]
+    if lacking:
+        raise DeltaError(
+            f"{container.path}: expected {', '.join(names)}, which the model ties, all with one content, got none for "
+            f"{lacking[0]}: PEFT would untie it, which no delta can"
+        )
 
 
 def _text(config: Mapping[str, object], name: str) -> str | None:
@@ -85,28 +100,27 @@ def adapter_config(path: Path) -> dict[str, object]:
 
 
 def _tuned(
-    container: Container, model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]
+    container: Container, model: nn.Module, state: Mapping[str, Tensor], firsts: Mapping[str, str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The model's tensors, by name, as the adapter makes them."""
+    """The model's tensors as the adapter makes them, by the names that it has; `firsts`: what others are names of."""
     left = set(container.tensors)
     for key in container.tensors:
         if not key.startswith(PREFIX):
-            raise DeltaError(f"{container.path}: expected names that begin with {PREFIX!r}, got {key!r}")
+            raise DeltaError(f"{container.path}: expected names that begin with {PREFIX!r}, got {key[:80]!r}")
         if key not in left:
             continue
         name = key.removeprefix(PREFIX)
         module = name.removesuffix(VALUES).removesuffix(PLACES)
         if module == name:
             left.discard(key)
-            name = names.get(name, name)
-            yield name, _whole(container, key, name, state)
+            yield name, _whole(container, key, firsts.get(name, name), state)
             continue
         pair = (f"{PREFIX}{module}{VALUES}", f"{PREFIX}{module}{PLACES}")
         if not left.issuperset(pair):
             raise DeltaError(f"{container.path}: expected {pair[0]!r} and {pair[1]!r}, one of them is missing")
         left -= set(pair)
-        name = names.get(f"{module}.weight", f"{module}.weight")
-        yield name, _merged(container, pair, module, model, state.get(name))
+        name = f"{module}.weight"
+        yield name, _merged(container, pair, module, model, state.get(firsts.get(name, name)))
 
 
 def _whole(container: Container, key: str, name: str, state: Mapping[str, Tensor]) -> Tensor:
@@ -125,6 +139,7 @@ def _merged(container: Container, pair: tuple[str, str], name: str, model: nn.Mo
     module = dict(model.named_modules(remove_duplicate=False)).get(name)
     if not isinstance(module, nn.Linear) or weight is None:
         raise DeltaError(f"{container.path}: expected modules nn.Linear of the model, it has no such {name!r}")
+    check_has_values(name, weight)
     if weight.dtype not in BITS:
         raise DeltaError(f"{name}: expected float32, bfloat16 or float16, got {weight.dtype}")
     values, places = (container.read(key) for key in pair)

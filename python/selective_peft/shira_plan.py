@@ -105,6 +105,10 @@ def _sorted_out(changes: Mapping[str, Change], model: nn.Module) -> tuple[dict[s
             owner, _, last = each.rpartition(".")
             if not owner:
                 raise DeltaError(f"{each}: expected a tensor of a module within the model, got one of the model itself")
+            if each not in state:
+                raise DeltaError(
+                    f"model: expected no wrapped modules in it, since PEFT has to find {each!r} by its name"
+                )
             found = f"{last} is tied" if name in ties else _entries(modules[owner], last, change, state[each])
             if isinstance(found, str):
                 reasons.setdefault(owner, found)

@@ -174,6 +174,11 @@ def test_what_is_refused(tmp_path):
     loose.weight = torch.nn.Parameter(torch.ones(3, 3))
     with pytest.raises(DeltaError, match="weight: expected a tensor of a module within the model"):
         export_shira(SparseDelta.from_models(loose, tuned_copy(loose, {"weight": 2})), loose, out)
+    with pytest.raises(DeltaError, match="expected a tensor with values, got one on meta"):
+        export_shira(delta, copy.deepcopy(base).to("meta"), out)
+    base.bert.encoder = torch.nn.DataParallel(base.bert.encoder)
+    with pytest.raises(DeltaError, match=r"expected no wrapped modules in it, since PEFT has to find 'bert\.encoder"):
+        export_shira(delta, base, out)
     assert list(tmp_path.iterdir()) == []
     out.mkdir()
     (out / "file").write_text("mine")

@@ -94,6 +94,73 @@ def test_places_that_were_written_as_floats(tmp_path):
     assert all(torch.equal(second.changes[name].indices, change.indices) for name, change in first.changes.items())
 
 
+def stored(folder, tensors):
+    """An adapter with these tensors."""
+    folder.mkdir()
+    save_file({f"base_model.model.{name}": tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "SHIRA", "r": 1}))
+    return folder
+
+
+def other(tensor, place):
+    changed = tensor.detach().clone()
+    changed.view(-1)[place] = 5.0
+    return changed
+
+
+@pytest.mark.parametrize("second", ["other place", "as the base", "sparse"])
+def test_one_tensor_with_two_contents(second, tmp_path):
+    """PEFT gives each name its own, or adds twice; a delta has one tensor."""
+    base = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(2)))
+    base[1].weight = base[0].weight
+    weight = base[0].weight.detach().clone()
+    values, places = torch.zeros(1), torch.zeros(2, 1, dtype=torch.int32)
+    tensors = {
+        "other place": {"0.weight": other(weight, 3), "1.weight": other(weight, 9)},
+        "as the base": {"0.weight": other(weight, 3), "1.weight": weight},
+        "sparse": {
+            f"{i}.shira_{what}": t.clone() for i in (0, 1) for what, t in (("weight", values), ("indices", places))
+        },
+    }[second]
+    with pytest.raises(DeltaError, match=r"expected one content for 0\.weight, got two"):
+        import_shira(stored(tmp_path / "a", tensors), base)
+    both = {"0.weight": other(weight, 3), "1.weight": other(weight, 3)}
+    assert import_shira(stored(tmp_path / "c", both), base).changes["0.weight"].indices.tolist() == [3]
+
+
+def test_a_sparse_and_a_whole_content(tmp_path):
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    twice = {"0.weight": other(base[0].weight, 3), "0.shira_weight": torch.ones(1)}
+    twice["0.shira_indices"] = torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(DeltaError, match=r"expected one content for 0\.weight, got two"):
+        import_shira(stored(tmp_path / "a", twice), base)
+
+
+def test_an_adapter_that_unties(tmp_path):
+    """One of two tied tensors stored whole is another tensor after PEFT's merge."""
+    base = tiny("llama")
+    base.lm_head.weight = base.model.embed_tokens.weight
+    config = peft.ShiraConfig(r=1, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    model.save_pretrained(str(tmp_path / "same"))
+    assert "lm_head.weight" not in import_shira(tmp_path / "same", base).changes
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight[0, 0] += 1
+    model.save_pretrained(str(tmp_path / "a"))
+    found = merged(base, tmp_path / "a")
+    assert not torch.equal(found.lm_head.weight, found.model.embed_tokens.weight)
+    with pytest.raises(DeltaError, match=r"got none for model\.embed_tokens\.weight: PEFT would untie it"):
+        import_shira(tmp_path / "a", base)
+
+
+def test_a_base_without_values(tmp_path):
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    sparse = {"0.shira_weight": torch.ones(1), "0.shira_indices": torch.zeros(2, 1, dtype=torch.int32)}
+    for name, tensors in (("a", sparse), ("b", {"0.bias": torch.ones(4)})):
+        with pytest.raises(DeltaError, match="expected a tensor with values, got one on meta"):
+            import_shira(stored(tmp_path / name, tensors), copy.deepcopy(base).to("meta"))
+
+
 def damage(folder, what):
     """One thing in an adapter made wrong."""
     tensors = load_file(folder / WEIGHTS)
