@@ -13,6 +13,12 @@ from transformers import AutoConfig
 from selective_peft.errors import InputError, first_line
 from selective_peft.loading import ERRORS, quiet
 
+UNFIT = (
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+)  # of classes that get another one's configuration, or nonsense
+
 
 def load_base(
     folder: Path,
@@ -49,18 +55,19 @@ def load_base(
             folder,
             config=known,
             dtype="auto" if dtype is None else dtype,
+            attn_implementation="eager",  # a configuration could name kernels on the Hub
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
         )
-    except ERRORS as error:
+    except (*ERRORS, *UNFIT) as error:
         raise InputError(f"--base {folder}: cannot be loaded ({first_line(error)})") from error
     return model.eval(), frozenset(info["missing_keys"]) & {name for name, _ in model.named_parameters()}
 
 
-def _class(name: str | None) -> Any:
+def _class(name: object) -> Any:
     """A class of models, by its name. Raises InputError if there is none in transformers."""
-    found = getattr(transformers, name, None) if name is not None and name.isidentifier() else None
+    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise InputError(f"--model-class: expected a class of models of transformers, got {name or 'none'}")
     return found

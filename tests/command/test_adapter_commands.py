@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,12 +81,22 @@ def test_options_of_export(tiny_model, delta, tmp_path, capsys, monkeypatch):
         capsys, "weight of LayerNorm (2 modules in all); store them whole, or train without them", *given, "--no-dense"
     )
     refused(capsys, "expected a class of models of transformers, got BertConfig", *given, "--model-class", "BertConfig")
+    refused(capsys, "cannot be loaded ('BertConfig' object has no", *given, "--model-class", "GPT2LMHeadModel")
     refused(capsys, "it has none (4 are missing)", *given, "--model-class", "BertModel")
     assert not (tmp_path / "a").exists()
     code, out, error = ran(capsys, *given, "--no-check")
     assert (code, error) == (0, "")
     assert "PEFT did not merge it" in " ".join(out.split())
     assert "bert.embeddings.LayerNorm (weight of LayerNorm)" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_a_configuration_that_names_code(name, tiny_model, delta, tmp_path, capsys):
+    """A delta may be anybody's: transformers fetches kernels from the Hub that a configuration asks for."""
+    found = SparseDelta.load(delta)
+    config = {**found.about.model_config, name: "somebody/kernels"}
+    SparseDelta(found.changes, replace(found.about, model_config=config)).save(delta)
+    json_of(capsys, "export", "--base", tiny_model, "--delta", delta, "--out", tmp_path / "a")
 
 
 def test_several_deltas(tiny_model, tmp_path, capsys):
