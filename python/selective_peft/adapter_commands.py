@@ -14,7 +14,7 @@ from selective_peft.base_models import load_base
 from selective_peft.delta import SparseDelta
 from selective_peft.delta_commands import described
 from selective_peft.delta_folders import composed, conflict_row, read_deltas, write_delta
-from selective_peft.errors import InputError
+from selective_peft.errors import DeltaError, InputError
 from selective_peft.output import check_output
 from selective_peft.shira_export import CONFIG, export_shira
 from selective_peft.shira_import import adapter_config, import_shira
@@ -92,9 +92,13 @@ def _import(options: argparse.Namespace, console: Console) -> None:
         dtype=getattr(torch, options.dtype) if options.dtype else None,
     )
     read = import_shira if is_adapter else import_summary
-    delta: SparseDelta = read(
-        options.source, model, new=new, base_model=options.base_model, base_revision=options.base_revision
-    )
+    named = {"base_model": options.base_model, "base_revision": options.base_revision}
+    try:
+        delta: SparseDelta = read(options.source, model, new=new, **named)
+    except DeltaError as error:
+        if options.labels is not None or not any(name in str(error) for name in new):
+            raise
+        raise DeltaError(f"{error}; --labels says how many classes the head has") from error
     size = write_delta(delta, options.out, compact=options.compact, originals=options.originals)
     found = {
         "command": "import",

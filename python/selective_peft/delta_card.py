@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selective_peft.about import About, plain
@@ -30,23 +30,28 @@ def config(metadata: Mapping[str, str], about: About) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def front_matter(library: str, base_model: str, tags: Sequence[str]) -> list[str]:
+    """The lines that the Hub reads of a card; the base only if it may be there."""
+    base = [f"base_model: {base_model}", "base_model_relation: adapter"] if HUB_NAME.fullmatch(base_model) else []
+    return ["---", f"library_name: {library}", *base, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+
+
 def card(changes: Mapping[str, Change], about: About, repo_id: str = "", subfolder: str = "") -> str:
     """`README.md`, with the front matter that the Hub reads; in a repository, it says how to load it from there."""
     sparse = [change for change in changes.values() if not change.is_whole]
     whole = sorted(name for name, change in changes.items() if change.is_whole)
     count, total = sum(change.scalars for change in sparse), sum(change.numel for change in sparse)
     share = f" ({100 * count / total:.3g} % of the {total:,} scalars in {len(sparse):,} tensors)" if total else ""
-    named = bool(HUB_NAME.fullmatch(about.base_model))
-    front = [f"library_name: {LIBRARY}"]
-    if named:
-        front += [f"base_model: {about.base_model}", "base_model_relation: adapter"]
-    front += ["tags:", "- selective-kernels", "- sparse-delta"]
-    if re.fullmatch(r"[a-z0-9-]+", about.method):
-        front.append(f"- {about.method}")
+    tags = ["selective-kernels", "sparse-delta", *([about.method] if re.fullmatch(r"[a-z0-9-]+", about.method) else [])]
     base = f"`{about.base_model}`" if about.base_model else "its base model"
     if about.base_revision:
         base += f" (revision `{about.base_revision}`)"
-    lines = ["---", *front, "---", "", "# Sparse delta", "", f"What fine-tuning by {about.method} changed of {base}:"]
+    lines = [
+        *front_matter(LIBRARY, about.base_model, tags),
+        "# Sparse delta",
+        "",
+        f"What fine-tuning by {about.method} changed of {base}:",
+    ]
     lines += ["", f"- single scalars: {count:,}{share}"]
     if whole:
         lines.append(f"- whole tensors: {', '.join(f'`{name}`' for name in whole)}")

@@ -19,7 +19,7 @@ from selective_peft.errors import DeltaError
 from selective_peft.naming import named_params, named_saved_buffers, tied_names, unwrapped
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.rawbytes import BITS, digest, from_bits, raw, same_bits
-from selective_peft.weight_patches import known_selection, names_in
+from selective_peft.weight_patches import known_selection, names_in, selected_parts, trained_whole
 
 
 def bare_optimizer(optimizer: Optimizer) -> SelectiveOptimizer:
@@ -62,13 +62,11 @@ def _selected(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
         return
     now, before = gather_bits(table, selection.index).cpu(), selection.arrays["original"].cpu()
     offsets = selection.index.valid.cpu()
-    for i, param in enumerate(table.params):
-        entries = slice(selection.index.starts[i], selection.index.starts[i + 1])
-        if entries.start < entries.stop:
-            yield param, _sparse(
-                param, offsets[entries].clone(), from_bits(now[entries], param.dtype).clone(),
-                from_bits(before[entries], param.dtype).clone(),
-            )  # fmt: skip
+    for param, entries in selected_parts(table, selection):
+        yield param, _sparse(
+            param, offsets[entries].clone(), from_bits(now[entries], param.dtype).clone(),
+            from_bits(before[entries], param.dtype).clone(),
+        )  # fmt: skip
 
 
 def _sparse(tensor: Tensor, indices: Tensor, values: Tensor, originals: Tensor) -> Change:
@@ -79,12 +77,8 @@ def _sparse(tensor: Tensor, indices: Tensor, values: Tensor, originals: Tensor) 
 
 
 def _dense(optimizer: SelectiveOptimizer) -> Iterator[tuple[Tensor, Change]]:
-    """What is trained whole; a parameter that never had a gradient is as it was."""
-    for group in optimizer._groups(selective=False):
-        for param in group["params"]:
-            first = optimizer.state.get(param, {}).get("original")
-            if first is not None:
-                yield param, Change.whole(_copy(param), _copy(first))
+    for param in trained_whole(optimizer):
+        yield param, Change.whole(_copy(param), _copy(optimizer.state[param]["original"]))
 
 
 def _copy(tensor: Tensor) -> Tensor:

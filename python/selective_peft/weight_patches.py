@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from selective_kernels import gather_bits
+from selective_kernels import Table, gather_bits
 from selective_kernels.checks import MAX_NUMEL
 from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
@@ -71,7 +72,7 @@ def patches_of_optimizer(optimizer: SelectiveOptimizer, model: nn.Module | None)
     """See `SelectiveOptimizer.iter_patches`. All is checked, and selected values are read, before this returns."""
     selection = known_selection(optimizer)
     names = _names_in_groups(optimizer) if model is None else names_in(model, optimizer)
-    dense = list(_trained_whole(optimizer))
+    dense = list(trained_whole(optimizer))
     patches = list(_selected(optimizer, names))
     for param in dense:
         _check_kept(names[id(param)], param)
@@ -156,14 +157,19 @@ def _selected(optimizer: SelectiveOptimizer, names: Mapping[int, str]) -> Iterat
     if not selection.count:
         return
     now, offsets = gather_bits(table, selection.index), selection.index.valid.clone()
-    for i, param in enumerate(table.params):
-        entries = slice(selection.index.starts[i], selection.index.starts[i + 1])
-        if entries.start < entries.stop:
-            values = from_bits(now[entries], param.dtype)
-            yield WeightPatch(names[id(param)], tuple(param.shape), param.dtype, values, offsets[entries])
+    for param, entries in selected_parts(table, selection):
+        values = from_bits(now[entries], param.dtype)
+        yield WeightPatch(names[id(param)], tuple(param.shape), param.dtype, values, offsets[entries])
 
 
-def _trained_whole(optimizer: SelectiveOptimizer) -> Iterator[Tensor]:
+def selected_parts(table: Table, selection: Selection) -> Iterator[tuple[Tensor, slice]]:
+    """The parameters of which scalars are selected, and where these lie in what the selection keeps of each scalar."""
+    for param, (start, stop) in zip(table.params, pairwise(selection.index.starts), strict=True):
+        if start < stop:
+            yield param, slice(start, stop)
+
+
+def trained_whole(optimizer: SelectiveOptimizer) -> Iterator[Tensor]:
     """Parameters of `selective=False` groups; one that never had a gradient is as it was."""
     for group in optimizer._groups(selective=False):
         yield from (param for param in group["params"] if "original" in optimizer.state.get(param, {}))

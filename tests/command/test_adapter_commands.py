@@ -128,7 +128,8 @@ def test_import_of_a_summary(tiny_model, tmp_path, capsys):
     assert not same_parameters(before, trained)
     given = ["import", tmp_path / "summary", "--base", tiny_model, "--out", tmp_path / "delta"]
     refused(capsys, "expected", *given)  # the base's own class has no head
-    refused(capsys, "classifier.weight: expected the shape [2, 32]", *given, "--model-class", CLASS)
+    error = "classifier.weight: expected the shape [2, 32], got another; --labels says how many classes the head has"
+    refused(capsys, error, *given, "--model-class", CLASS)
     found = json_of(capsys, *given, "--model-class", CLASS, "--labels", 3, "--base-model", "org/tiny")
     assert found["kind"] == "selective-optimizers"
     assert set(found["whole"]) >= {"classifier.weight", "classifier.bias"}
