@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from selective_optimizers.load_store import SelectivePeftSummary
-from selective_peft import DeltaError
+from selective_peft import DeltaError, torch_archive
 from selective_peft.torch_archive import Object, StoredTensor, TorchArchive
 
 from selective_kernels.testing import assert_bitwise_equal
@@ -96,6 +96,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(protocol, tmp_path):
     "value",
     [
         {1, 2}, 1.5, b"bytes", {1: 2}, torch.nn.Parameter(torch.ones(2)), torch.nn.Linear(2, 2),
+        torch.ones(2, requires_grad=True),
         torch.ones(2, dtype=torch.complex64), torch.ones(2).to_sparse(), Path("x"), OrderedDict(a=1).items,
     ],
     ids=str,
@@ -111,6 +112,9 @@ TENSOR = (
 TENSOR += b"X\x03\x00\x00\x00cpu%btQ%b%b%b\x89ccollections\nOrderedDict\n)RtR."  # length, offset, shape, stride
 
 
+ONES = b"(" + b"K\x01" * 65 + b"t"  # one axis more than torch knows
+
+
 @pytest.mark.parametrize(
     ("length", "offset", "shape", "stride", "message"),
     [
@@ -124,6 +128,7 @@ TENSOR += b"X\x03\x00\x00\x00cpu%btQ%b%b%b\x89ccollections\nOrderedDict\n)RtR." 
         (b"K\x04", b"K\x00", b"J\xff\xff\xff\xff\x85", b"K\x01\x85", "a size that is none"),
         (b"K\x04", b"K\x00", b"K\x02K\x02\x86", b"K\x01\x85", "a tensor of another kind"),
         (b"N", b"K\x00", b"K\x04\x85", b"K\x01\x85", "a size that is none"),
+        (b"K\x04", b"K\x00", ONES, ONES, "a tensor of another kind"),
     ],
 )
 def test_tensors_that_reach_beyond_their_bytes(length, offset, shape, stride, message, tmp_path):
@@ -176,10 +181,28 @@ def test_other_archives(tmp_path):
         archive.writestr("x/data.pkl", good)
     with pytest.raises(DeltaError, match="expected plain records"):
         content(tmp_path / "d")
+    with zipfile.ZipFile(tmp_path / "twice", "w") as archive:
+        archive.writestr("x/data.pkl", good)
+        archive.writestr("y/data.pkl", pickle.dumps([2], protocol=2))
+    with pytest.raises(DeltaError, match=r"expected plain records, each once, got 'data\.pkl'"):
+        content(tmp_path / "twice")
+    sealed = bytearray(with_program(tmp_path / "sealed", good).read_bytes())
+    sealed[sealed.index(b"PK\x01\x02") + 8] |= 1  # encrypted, says the directory
+    (tmp_path / "sealed").write_bytes(sealed)
+    with pytest.raises(DeltaError, match="expected plain records"):
+        content(tmp_path / "sealed")
     with zipfile.ZipFile(tmp_path / "e", "w") as archive:
         archive.writestr("x/other", good)
     with pytest.raises(DeltaError, match=r"it has no data\.pkl"):
         content(tmp_path / "e")
+
+
+def test_a_program_that_is_too_large(tmp_path, monkeypatch):
+    path = with_program(tmp_path / "f", pickle.dumps([1], protocol=2))
+    assert content(path) == [1]
+    monkeypatch.setattr(torch_archive, "LARGEST_PROGRAM", 3)
+    with pytest.raises(DeltaError, match=r"it has no data\.pkl of a usual size"):
+        content(path)
 
 
 def test_any_damage_is_found_or_harmless(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from engines import Engine
 from harness import make_grads, set_grads
-from selective_peft import DeltaError, SelectiveAdamW, SparseDelta
+from selective_peft import DeltaError, SelectiveAdamW, SparseDelta, weight_patches
 from selective_peft.sharding import ShardingError
 from torch import nn
 from torch.nn.parallel import DataParallel
@@ -160,6 +160,33 @@ def test_a_step_between_two_patches_is_noticed():
     step(model, optimizer, 1)
     with pytest.raises(RuntimeError, match="expected to be read to its end before the optimizer's next step"):
         list(patches)
+
+
+def test_a_checkpoint_that_is_loaded_between_two_patches_is_noticed():
+    """Also one of the same step."""
+    model = make_model()
+    optimizer = make(with_head(model))
+    step(model, optimizer)
+    patches = optimizer.iter_patches()
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match="expected to be read to its end before the optimizer's next step"):
+        list(patches)
+
+
+def test_whole_tensors_that_are_too_large_are_not_sent(monkeypatch):
+    model = make_model()
+    optimizer = make(with_head(model))
+    step(model, optimizer)
+    monkeypatch.setattr(weight_patches, "MAX_NUMEL", model[1].weight.numel())
+    with pytest.raises(DeltaError, match=r"1\.weight: expected .* with fewer than 2\^31 scalars, got torch\.float32"):
+        optimizer.iter_patches()
+
+
+def test_a_module_called_module_is_no_wrapper():
+    model = nn.ModuleDict({"module": make_model(), "other": nn.Linear(3, 3)})
+    optimizer = make(model.named_parameters())
+    step(model["module"], optimizer)
+    assert {patch.name.partition(".")[0] for patch in optimizer.iter_patches()} == {"module"}
 
 
 def test_what_has_no_gradient_yet_is_not_sent():
