@@ -144,10 +144,9 @@ class TorchArchive:
             DeltaError: it does not lie within its bytes.
         """
         last = stored.offset + sum((size - 1) * step for size, step in zip(stored.shape, stored.stride, strict=True))
-        numbers = (stored.length, stored.offset, *stored.shape, *stored.stride)
         fits = stored.numel <= stored.length and (not stored.numel or last < stored.length)
         data = bytearray(self._bytes(f"data/{stored.record}"))
-        if min(numbers) < 0 or not fits or len(data) != stored.length * stored.dtype.itemsize:
+        if not fits or len(data) != stored.length * stored.dtype.itemsize:
             raise DeltaError(f"{self.path}: expected tensors within their bytes, got one that reaches beyond them")
         if not stored.numel:
             return torch.empty(stored.shape, dtype=stored.dtype)
@@ -284,7 +283,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, _hook
         raise ValueError("a tensor of another kind")
     (start,) = _whole_numbers((offset,))
     sizes, steps = _whole_numbers(shape), _whole_numbers(stride)
-    if len(sizes) != len(steps) or len(sizes) > 64:
+    if len(sizes) != len(steps) or len(sizes) > 64 or math.prod(max(each, 1) for each in sizes) >= 2**63:
         raise ValueError("a tensor of another kind")
     return StoredTensor(storage.dtype, storage.record, storage.length, start, sizes, steps)
 

@@ -122,6 +122,15 @@ def test_names_that_end_like_others(tmp_path):
     assert_same_state(merged(base, tmp_path / "a"), tuned)
 
 
+def test_subclasses_of_linear_maps_are_stored_whole(tmp_path):
+    """Some use their weight without calling themselves, as attention does: unmerged, an adapter would do nothing."""
+    base = torch.nn.Sequential(torch.nn.MultiheadAttention(16, 2), torch.nn.Linear(16, 16))
+    tuned = tuned_copy(base, {"out_proj.weight": 3, "1.weight": 3})
+    done = quiet_export(SparseDelta.from_models(base, tuned), base, tmp_path / "a")
+    assert done.whole == {"0.out_proj": "weight of NonDynamicallyQuantizableLinear"}
+    assert_same_state(merged(base, tmp_path / "a"), tuned)
+
+
 def changed_to(pairs):
     """Two linear maps, and copies with other values in the first one's matrix, and some in the second's."""
     base = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))

@@ -103,6 +103,16 @@ def test_positions_as_a_gpu_gives_them(tmp_path):
     assert_same_model(base, trained)
 
 
+def test_a_model_that_is_a_batch_normalisation(tmp_path):
+    base = nn.BatchNorm1d(3)
+    statistics = {name: torch.full((3,), 2.0) for name in ("running_mean", "running_var")}
+    summary = load_store.SelectivePeftSummary([None] * 2, [None] * 2, [None] * 2, [statistics], 0)
+    assert load_store.write_summary_to_disk(str(tmp_path / "summary"), summary)
+    import_summary(tmp_path / "summary", base).apply_(base)
+    for name, tensor in statistics.items():
+        assert_bitwise_equal(getattr(base, name), tensor)
+
+
 def edited(tmp_path, edit):
     """A summary with something else in it."""
     base, _ = run(tmp_path / "summary")
@@ -129,6 +139,8 @@ def beyond(places):
 
 EDITS = [
     (set_in("pointers", beyond), r"body.weight: expected positions within \[16, 24\]"),
+    (set_in("pointers", lambda p: p - 1), r"body.weight: expected positions within \[16, 24\]"),
+    (set_in("pointers", lambda p: torch.cat([p[:1], p[:-1]])), "body.weight: expected ascending positions"),
     (set_in("pointers", lambda p: p.flip(0)), "body.weight: expected ascending positions"),
     (set_in("pointers", lambda p: p[:-1].clone()), "body.weight: expected one position for each value"),
     (

@@ -113,6 +113,7 @@ TENSOR += b"X\x03\x00\x00\x00cpu%btQ%b%b%b\x89ccollections\nOrderedDict\n)RtR." 
 
 
 ONES = b"(" + b"K\x01" * 65 + b"t"  # one axis more than torch knows
+EMPTY = b"\x8a\x08" + bytes(7) + b"\x40" + b"q\x00h\x00K\x00\x87"  # [2^62, 2^62, 0]: torch computes strides
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,8 @@ ONES = b"(" + b"K\x01" * 65 + b"t"  # one axis more than torch knows
         (b"K\x04", b"K\x00", b"K\x02K\x02\x86", b"K\x01\x85", "a tensor of another kind"),
         (b"N", b"K\x00", b"K\x04\x85", b"K\x01\x85", "a size that is none"),
         (b"K\x04", b"K\x00", ONES, ONES, "a tensor of another kind"),
+        (b"K\x04", b"K\x00", EMPTY, EMPTY, "a tensor of another kind"),
+        (b"K\x04", b"K\x00", b"\x8a\x09" + bytes(8) + b"\x01\x85", b"K\x01\x85", "a size that is none"),
     ],
 )
 def test_tensors_that_reach_beyond_their_bytes(length, offset, shape, stride, message, tmp_path):
@@ -159,8 +162,25 @@ def test_marks_in_a_large_program(tmp_path):
     assert time.perf_counter() - began < 5
 
 
+OBJECT = b"cselective_optimizers.load_store\nSelectivePeftSummary\n)\x81"
+
+
 @pytest.mark.parametrize(
-    "program", [b"", b".", b"\x80\x02", b"K\x01", b"h\x00.", b"t.", b"N(.", b"NNb.", b"}KKs.", b"R."]
+    "program",
+    [
+        OBJECT + b"}b}b.",
+        (TENSOR % (b"K\x04", b"K\x00", b")", b")")).replace(b"\x000", b"\x00/"),
+        b"",
+        b".",
+        b"\x80\x02",
+        b"K\x01",
+        b"h\x00.",
+        b"t.",
+        b"N(.",
+        b"NNb.",
+        b"}KKs.",
+        b"R.",
+    ],
 )
 def test_broken_programs(program, tmp_path):
     with pytest.raises(DeltaError, match="something else"):
