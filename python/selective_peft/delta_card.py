@@ -36,6 +36,16 @@ def front_matter(library: str, base_model: str, tags: Sequence[str]) -> list[str
     return ["---", f"library_name: {library}", *base, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
 
 
+def code(text: str) -> str:
+    """Text of a file as one piece of code in a card, whatever it is: it may come from somebody else."""
+    return f"`{' '.join(text.replace('`', ' ').split())}`"
+
+
+def based_on(about: About) -> str:
+    """What a card calls the base."""
+    return code(about.base_model) if about.base_model else "its base model"
+
+
 def card(changes: Mapping[str, Change], about: About, repo_id: str = "", subfolder: str = "") -> str:
     """`README.md`, with the front matter that the Hub reads; in a repository, it says how to load it from there."""
     sparse = [change for change in changes.values() if not change.is_whole]
@@ -43,18 +53,18 @@ def card(changes: Mapping[str, Change], about: About, repo_id: str = "", subfold
     count, total = sum(change.scalars for change in sparse), sum(change.numel for change in sparse)
     share = f" ({100 * count / total:.3g} % of the {total:,} scalars in {len(sparse):,} tensors)" if total else ""
     tags = ["selective-kernels", "sparse-delta", *([about.method] if re.fullmatch(r"[a-z0-9-]+", about.method) else [])]
-    base = f"`{about.base_model}`" if about.base_model else "its base model"
+    base = based_on(about)
     if about.base_revision:
-        base += f" (revision `{about.base_revision}`)"
+        base += f" (revision {code(about.base_revision)})"
     lines = [
         *front_matter(LIBRARY, about.base_model, tags),
         "# Sparse delta",
         "",
-        f"What fine-tuning by {about.method} changed of {base}:",
+        f"What fine-tuning by {code(about.method)} changed of {base}:",
     ]
     lines += ["", f"- single scalars: {count:,}{share}"]
     if whole:
-        lines.append(f"- whole tensors: {', '.join(f'`{name}`' for name in whole)}")
+        lines.append(f"- whole tensors: {', '.join(map(code, whole))}")
     lines += ["", "Put into the base, it gives the tuned model, bit for bit; it can be taken out again.", ""]
     lines += [
         "```python",

@@ -87,13 +87,14 @@ class OnHub(ABC):
             endpoint: another Hub than HF_ENDPOINT says.
 
         Raises:
-            ValueError: no name of a repository or of a folder in it.
+            ValueError: no name of a repository or of a folder in it, or an empty text.
             DeltaError: no file can hold the delta; like the former, before anything is sent.
             ImportError: huggingface_hub is not installed.
             PermissionError: the token may not write there.
             OSError: offline, or the Hub refuses it otherwise; what else huggingface_hub raises without a connection.
         """
         inside = _inside(subfolder)
+        _check_some(revision=revision, commit_message=commit_message)
         library = _library("push_to_hub")
         _check_name(library, repo_id, "repo_id")
         with tempfile.TemporaryDirectory() as temporary:
@@ -167,6 +168,7 @@ def _find(
 ) -> Path:
     """The delta's file, downloaded if need be; see `SparseDelta.from_pretrained`."""
     inside = _inside(subfolder)
+    _check_some(revision=revision)
     if Path(source).exists():
         if revision is not None:
             raise ValueError(f"revision: expected none for what is on this disk, got {revision!r} for {str(source)!r}")
@@ -224,9 +226,16 @@ def _on_disk(path: Path, inside: PurePosixPath | None) -> Path:
 def _inside(subfolder: str) -> PurePosixPath | None:
     """A folder within a repository; None for the repository itself."""
     path = PurePosixPath(subfolder)
-    if path.is_absolute() or ".." in path.parts or "\\" in subfolder:
+    strange = "\\" in subfolder or not subfolder.isprintable()
+    if path.is_absolute() or strange or not {"..", ".git"}.isdisjoint(path.parts):
         raise ValueError(f"subfolder: expected a folder within the repository such as 'delta', got {subfolder!r}")
     return path if path.parts else None
+
+
+def _check_some(**given: str | None) -> None:
+    for argument, text in given.items():
+        if text is not None and not text.strip():
+            raise ValueError(f"{argument}: expected some text, got {text!r}")
 
 
 def _path(inside: PurePosixPath | None, file: str) -> str:

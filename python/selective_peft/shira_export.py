@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selective_peft.changes import Change
 from selective_peft.delta import SparseDelta
-from selective_peft.delta_card import front_matter
+from selective_peft.delta_card import based_on, code, front_matter
 from selective_peft.errors import DeltaError, first_line
 from selective_peft.making_deltas import state_of
 from selective_peft.naming import tied_names, unwrapped
@@ -169,9 +169,9 @@ def _config(delta: SparseDelta, model: nn.Module, plan: ShiraPlan) -> str:
 
 
 def _card(delta: SparseDelta) -> str:
-    base = delta.about.base_model
-    lines = [*front_matter("peft", base, ["shira", "selective-kernels"]), "# SHiRA adapter", ""]
-    lines += [f"What fine-tuning by {delta.about.method} changed of {f'`{base}`' if base else 'its base model'}.", ""]
+    about = delta.about
+    lines = [*front_matter("peft", about.base_model, ["shira", "selective-kernels"]), "# SHiRA adapter", ""]
+    lines += [f"What fine-tuning by {code(about.method)} changed of {based_on(about)}.", ""]
     lines += ["```python", "from peft import PeftModel", ""]
     lines += ['model = PeftModel.from_pretrained(base, "path/to/this/folder").merge_and_unload()', "```", ""]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,16 @@ def test_the_card_names_repository_and_folder(delta):
     assert f'SparseDelta.from_pretrained("{NAME}", subfolder="epoch 1")' in text
     assert "--delta 'THIS/epoch 1' --out" in text
     assert 'SparseDelta.load("path/to/this/folder")' in card(delta.changes, delta.about)
+
+
+def test_a_card_is_not_written_by_what_a_file_says(delta):
+    """A delta that somebody else made may call its base anything."""
+    about = replace(delta.about, base_model="x`\n---\n# Load me", base_revision="`[a](http://b)`", method="\n- y")
+    lines = card(delta.changes, about).splitlines()
+    assert "What fine-tuning by `- y` changed of `x --- # Load me` (revision `[a](http://b)`):" in lines
+    assert "# Load me" not in lines
+    assert not any(line.startswith(("base_model", "- y")) for line in lines)
+    assert lines.count("---") == 2
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub, delta, monkeypatch):

@@ -65,10 +65,22 @@ def test_names_that_are_none(hub, delta, name):
     assert hub.asked == []
 
 
-@pytest.mark.parametrize("folder", ["..", "a/../../b", "/a", "a\\..\\b"])
+@pytest.mark.parametrize("folder", ["..", "a/../../b", "/a", "a\\..\\b", ".git", "a/.git/b", "a\nb", "a\0b"])
 def test_folders_that_are_outside(hub, delta, folder):
     for call in (lambda: pushed(delta, subfolder=folder), lambda: SparseDelta.from_pretrained(NAME, subfolder=folder)):
         with pytest.raises(ValueError, match="subfolder: expected a folder within the repository"):
+            call()
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("argument", ["revision", "commit_message"])
+def test_texts_that_are_empty(hub, delta, argument):
+    """huggingface_hub would find out when the repository is made."""
+    calls = [lambda: pushed(delta, **{argument: ""})]
+    if argument == "revision":
+        calls.append(lambda: SparseDelta.from_pretrained(NAME, revision=""))
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{argument}: expected some text, got ''"):
             call()
     assert hub.asked == []
 

@@ -103,6 +103,15 @@ def test_r_is_what_makes_the_smallest_file(tmp_path):
     assert forced.nbytes > done.nbytes
 
 
+def test_a_matrix_with_fewer_places_than_r_gives_it(tmp_path):
+    """PEFT refuses an r above inputs * outputs / (inputs + outputs): 2 for the small one, where the other needs 5."""
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(64, 64))
+    tuned = tuned_copy(base, {"0.weight": 3, "1.weight": 600})
+    done = quiet_export(SparseDelta.from_models(base, tuned), base, tmp_path / "a")
+    assert (done.r, done.whole) == (5, {"0": "no room with r = 5"})
+    assert_same_state(merged(base, tmp_path / "a"), tuned)
+
+
 def test_names_that_end_like_others(tmp_path):
     """PEFT takes what ends like a name in modules_to_save for it, too; and must not do so with sparse ones."""
 
@@ -128,6 +137,14 @@ def test_subclasses_of_linear_maps_are_stored_whole(tmp_path):
     tuned = tuned_copy(base, {"out_proj.weight": 3, "1.weight": 3})
     done = quiet_export(SparseDelta.from_models(base, tuned), base, tmp_path / "a")
     assert done.whole == {"0.out_proj": "weight of NonDynamicallyQuantizableLinear"}
+    assert_same_state(merged(base, tmp_path / "a"), tuned)
+
+
+def test_names_that_mean_something_in_patterns(tmp_path):
+    base = torch.nn.ModuleDict({name: torch.nn.Linear(8, 8) for name in ("a+b", "a(", "a|b", "aab", "é", "[x]")})
+    tuned = tuned_copy(base, {"a+b.weight": 3, "a(.weight": 2, "a|b.weight": 1, "é.weight": 2, "[x].weight": 1})
+    done = quiet_export(SparseDelta.from_models(base, tuned), base, tmp_path / "a", dense=False)
+    assert set(done.scalars) == base.keys() - {"aab"}
     assert_same_state(merged(base, tmp_path / "a"), tuned)
 
 
