@@ -89,7 +89,7 @@ def _text(config: Mapping[str, object], name: str) -> str | None:
 def adapter_config(path: Path) -> dict[str, object]:
     """What `adapter_config.json` says. Raises DeltaError unless it is that of a SHiRA adapter."""
     if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
-        raise DeltaError(f"{path}: expected the configuration of an adapter, found none")
+        raise DeltaError(f"{path}: expected the configuration of an adapter of a usual size, found none")
     try:
         found = json_object(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ import torch
 from deltatests import assert_same_model
 from families import backward, tiny
 from safetensors.torch import load_file, save_file
-from selective_peft import DeltaError
+from selective_peft import DeltaError, shira_import
 from selective_peft.exchange import export_shira, import_shira
 from shiratests import assert_same_state, merged, model_and_delta
 
@@ -81,6 +81,16 @@ def test_a_head_that_the_base_lacks(tmp_path):
     expected = merged(base, tmp_path / "a")
     delta.apply_(base)
     assert_same_model(base, expected)
+
+
+def test_a_base_in_another_precision(tmp_path):
+    """PEFT adds in the adapter's float32, rounds, and copies what is whole into the base's dtype."""
+    base = trained_by_peft(tmp_path / "a", modules_to_save=["classifier"]).bfloat16()
+    delta = import_shira(tmp_path / "a", base)
+    assert {change.dtype for change in delta.changes.values()} == {torch.bfloat16}
+    expected = merged(base, tmp_path / "a")
+    delta.apply_(base)
+    assert_same_state(base, expected)
 
 
 def test_places_that_were_written_as_floats(tmp_path):
@@ -175,6 +185,8 @@ def damage(folder, what):
         tensors[values][2] = float("nan")
     elif what == "fewer":
         tensors[values] = tensors[values][:-1].clone()
+    elif what == "a matrix":
+        tensors[values] = tensors[values].view(-1, 1).clone()
     elif what == "no places":
         del tensors[places]
     elif what == "no module":
@@ -197,6 +209,7 @@ def damage(folder, what):
         ("half a place", r"expected rows and columns of \[16, 16\]"),
         ("nan", "expected a vector of finite numbers"),
         ("fewer", r"expected int32 \[2, 63\]"),
+        ("a matrix", "expected a vector of finite numbers"),
         ("no places", "one of them is missing"),
         ("no module", "it has no such 'other'"),
         ("no tensor", "it has no 'other.weight'"),
@@ -211,15 +224,19 @@ def test_damaged_adapters(what, message, tmp_path):
         import_shira(tmp_path / "a", base)
 
 
-def test_other_folders(tmp_path):
+def test_other_folders(tmp_path, monkeypatch):
     base = trained_by_peft(tmp_path / "a")
-    with pytest.raises(DeltaError, match="expected the configuration of an adapter, found none"):
+    with pytest.raises(DeltaError, match="expected the configuration of an adapter of a usual size, found none"):
         import_shira(tmp_path, base)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     config = tmp_path / "b" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "LORA"}))
     with pytest.raises(DeltaError, match="peft_type: expected 'SHIRA', got 'LORA'"):
         import_shira(tmp_path / "b", base)
+    with monkeypatch.context() as patched:
+        patched.setattr(shira_import, "LARGEST_CONFIG", config.stat().st_size - 1)
+        with pytest.raises(DeltaError, match="expected the configuration of an adapter of a usual size, found none"):
+            import_shira(tmp_path / "b", base)
     config.write_bytes(b"\xff")
     with pytest.raises(DeltaError, match="expected UTF-8 text"):
         import_shira(tmp_path / "b", base)
