@@ -2,11 +2,13 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from deltafolders import json_of, pair, ran, refused
+from safetensors.torch import load_file
 from selective_optimizers import load_store
 from selective_optimizers.wrap import get_selective_optimizer
 from selective_peft import SparseDelta, adapter_options
@@ -97,6 +99,15 @@ def test_a_configuration_that_names_code(name, tiny_model, delta, tmp_path, caps
     config = {**found.about.model_config, name: "somebody/kernels"}
     SparseDelta(found.changes, replace(found.about, model_config=config)).save(delta)
     json_of(capsys, "export", "--base", tiny_model, "--delta", delta, "--out", tmp_path / "a")
+
+
+def test_a_base_of_pickles_is_not_loaded(tiny_model, delta, tmp_path, capsys):
+    shutil.copytree(tiny_model, tmp_path / "base")
+    (weights,) = (tmp_path / "base").glob("*.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    given = ["export", "--base", tmp_path / "base", "--delta", delta, "--out", tmp_path / "a"]
+    refused(capsys, "cannot be loaded (Error no file named model.safetensors", *given)
 
 
 def test_several_deltas(tiny_model, tmp_path, capsys):
