@@ -101,6 +101,26 @@ def test_a_configuration_that_names_code(name, tiny_model, delta, tmp_path, caps
     json_of(capsys, "export", "--base", tiny_model, "--delta", delta, "--out", tmp_path / "a")
 
 
+def test_the_precision_that_it_was_trained_in(tiny_model, tmp_path, capsys):
+    """The base's files are float32; the delta, and what is to be imported, are bfloat16."""
+    base = classifier(tiny_model, num_labels=3).bfloat16()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.get_parameter(QUERY)[3, :9] += 0.1
+    delta = SparseDelta.from_models(base, tuned)
+    delta.save(tmp_path / "delta")
+    json_of(capsys, "export", "--base", tiny_model, "--delta", tmp_path / "delta", "--out", tmp_path / "a")
+    given = ["import", tmp_path / "a", "--base", tiny_model, "--labels", 3, "--dtype", "bfloat16", "--no-originals"]
+    found = json_of(capsys, *given, "--base-revision", "v2", "--out", tmp_path / "again")
+    assert found["originals"] is False
+    again = SparseDelta.load(tmp_path / "again")
+    assert again.changes.keys() == {QUERY}
+    assert torch.equal(again.changes[QUERY].values, delta.changes[QUERY].values)
+    assert again.changes[QUERY].digest == delta.changes[QUERY].digest
+    assert not again.has_originals
+    assert again.about.base_revision == "v2"
+
+
 def test_a_base_of_pickles_is_not_loaded(tiny_model, delta, tmp_path, capsys):
     shutil.copytree(tiny_model, tmp_path / "base")
     (weights,) = (tmp_path / "base").glob("*.safetensors")
