@@ -79,6 +79,13 @@ def pairs(draw):
     return Model(base), Model(tuned)
 
 
+def fish_scores():
+    """For what `trained` selects from."""
+    shapes = {"0.weight": (50, 40), "0.bias": (50,), "2.weight": (30, 50), "2.bias": (30,)}
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+
+
 def trained(dtype=torch.float32, seed=0, budget=200, steps=3, head=True, **options):
     """A base, a copy of it tuned for a few steps, and the optimizer."""
     torch.manual_seed(seed)

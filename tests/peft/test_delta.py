@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from deltatests import DTYPES, Model, assert_same_model, changed, pairs, random_tensor, tensors_of, trained
+from deltatests import DTYPES, Model, assert_same_model, changed, fish_scores, pairs, random_tensor, tensors_of, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selective_peft import DeltaError, SelectiveAdamW, SparseDelta
@@ -13,15 +13,10 @@ from torch import nn
 
 from selective_kernels.testing import assert_bitwise_equal
 
-FISHER = {
-    f"{layer}.{name}": torch.rand(shape, generator=torch.Generator().manual_seed(layer))
-    for layer, size in ((0, (50, 40)), (2, (30, 50)))
-    for name, shape in (("weight", size), ("bias", size[:1]))
-}
 BUDGETED = {
     "id3": {}, "d3-static": {}, "gradient": {}, "snip": {}, "pafi": {}, "pafi-increment": {},
     "random": {"method_kwargs": {"seed": 3}}, "diff": {"method_kwargs": {"warmup_steps": 2}, "steps": 6},
-    "fish": {"method_kwargs": {"scores": FISHER}},
+    "fish": {"method_kwargs": {"scores": fish_scores()}},
 }  # fmt: skip
 
 
