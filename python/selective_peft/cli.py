@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from selective_peft import adapter_options, delta_options
+from selective_peft import adapter_options, delta_options, recipe_options
 from selective_peft import options as known
 from selective_peft.errors import DeltaError, InputError, first_line
 
@@ -37,9 +37,15 @@ the machine's read bandwidth.
 example:
   selective-peft profile --model sentence-transformers/all-MiniLM-L6-v2 \\
     --batch-size 32 --length 64"""
+RECIPES = """\
+Lists the paper's experiments, which `selective-peft train --recipe` reruns.
+
+example:
+  selective-peft train --recipe glue/rte --lr 3e-4 --output rte-tuned"""
 METHODS = "Lists the methods of `selective-peft train --method`."
 MODULES = {
     "train": "selective_peft.training",
+    "recipes": "selective_peft.recipe_listing",
     "methods": "selective_peft.catalogue",
     "profile": "selective_peft.profiling",
     "inspect": "selective_peft.inspecting",
@@ -57,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = made.add_subparsers(dest="command", required=True)
     kinds = {
-        "train": (TRAIN, known.train, "fine-tune a model on labelled texts"),
+        "train": (TRAIN, recipe_options.train, "fine-tune a model on labelled texts"),
+        "recipes": (RECIPES, recipe_options.recipes, "what --recipe can be"),
         "methods": (METHODS, lambda _: None, "what --method can be"),
         "profile": (PROFILE, known.profile, "where a step's time and memory go"),
         **delta_options.COMMANDS,
@@ -85,6 +92,8 @@ def main(given: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # names may have signs that the terminal lacks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns about forks
     try:
+        if options.command == "train":
+            recipe_options.complete(options, (sys.argv[1:] if given is None else given)[1:])
         module = importlib.import_module(MODULES[options.command])
         from rich.console import Console
 

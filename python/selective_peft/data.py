@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,23 @@ class Examples:
         """These rows, in this order."""
         columns = (self.texts, self.pairs, self.labels, self.groups)
         return Examples(*(column if column is None else [column[i] for i in numbers] for column in columns))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training and evaluation examples.
+
+    Attributes:
+        classes: their names; None where labels are no classes.
+        tests: name -> examples for more evaluations, beside those during training.
+        left_out: rows without any words, which are in none of these.
+    """
+
+    training: Examples
+    evaluation: Examples
+    classes: list[str] | None
+    tests: Mapping[str, Examples] = field(default_factory=dict)
+    left_out: int = 0
 
 
 def class_names(path: Path, columns: Columns, labels: Sequence[str]) -> list[str]:
@@ -156,7 +173,9 @@ def _examples(cells: dict[str, list[Any]], columns: Columns, labels: list[Any]) 
     return Examples(texts, pairs, labels, groups)
 
 
-def split(path: Path, examples: Examples, share: float, seed: int, classification: bool) -> tuple[Examples, Examples]:
+def split(
+    path: Path | str, examples: Examples, share: float, seed: int, classification: bool
+) -> tuple[Examples, Examples]:
     """Training and evaluation rows. With groups whole groups change sides, else classes keep their shares.
 
     Args:

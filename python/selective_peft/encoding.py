@@ -70,6 +70,28 @@ def targets(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
     return _rows(encoded, [tokens if end in (None, tokens[-1]) else [*tokens[: limit - 1], end] for tokens in written])
 
 
+def sources(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
+    """Texts for the encoder alone, as `targets` has them."""
+    tokenizer = loaded.tokenizer
+    limit = longest(loaded, max_length, tokenizer.num_special_tokens_to_add())
+    return _unlabelled(tokenizer(examples.texts, truncation=True, max_length=limit)["input_ids"])
+
+
+def prompts(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
+    """Prompts without what follows them, as `continuations` has them; of a long one the end is kept."""
+    tokenizer = loaded.tokenizer
+    limit = longest(loaded, max_length, tokenizer.num_special_tokens_to_add())
+    encoded = tokenizer(examples.texts, return_offsets_mapping=True)
+    kept = []
+    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        tokens = list(ids)
+        if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+            tokens.pop()  # some tokenizers end each text, and this one goes on
+        start = tokens[:1] if offsets[0][1] == 0 else []
+        kept.append([*start, *tokens[max(len(start), len(tokens) - (limit - len(start))) :]])
+    return _unlabelled(kept)
+
+
 def continuations(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
     """Prompts and what follows them, after a space, with an end token; only what follows has labels.
 
@@ -97,6 +119,10 @@ def continuations(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
         rows.append({"input_ids": known + answer, "attention_mask": [1] * (len(known) + len(answer))})
         rows[-1]["labels"] = [IGNORED] * len(known) + answer
     return rows
+
+
+def _unlabelled(tokens: list[list[int]]) -> Rows:
+    return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in tokens]
 
 
 def _rows(encoded: Any, labels: list[Any]) -> Rows:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ METRIC = "eval_"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Plan:
     """How to train.
 
     Attributes:
@@ -103,6 +104,7 @@ class Trained:
         before, after: metrics on the evaluation part.
         history: the Trainer's log: loss and metrics by step.
         forward_backward, optimizer: seconds of each step.
+        tests: metrics on each of the tests, before and after.
         ranges: seconds of all steps by part of the optimizer ("scan", "finalize", "merge", "gather", "update").
     """
 
@@ -112,8 +114,10 @@ class Trained:
     forward_backward: list[float]
     optimizer: list[float]
     ranges: dict[str, float]
+    tests: dict[str, tuple[dict[str, float], dict[str, float]]]
 
 
+NO_TESTS: Mapping[str, Rows] = MappingProxyType({})
 AfterStep = Callable[[int, Callable[[], dict[str, float]]], None]
 
 
@@ -129,9 +133,7 @@ class Visits(TrainerCallback):
         self._visit(int(state.global_step), self._evaluate)
 
     def _evaluate(self) -> dict[str, float]:
-        # Unlike `evaluate`, this leaves the Trainer's log alone, and what it is about to do.
-        found = self.trainer.predict(self.trainer.eval_dataset, metric_key_prefix="eval").metrics
-        return _metrics(found)
+        return _predict(self.trainer, self.trainer.eval_dataset)
 
 
 class Undisturbed(Trainer):
@@ -146,49 +148,51 @@ class Undisturbed(Trainer):
 def train(
     model: Any,
     optimizer: SelectiveAdamW,
-    recipe: Recipe,
+    plan: Plan,
     training: Rows,
     evaluation: Rows,
     collator: Callable[[list[Any]], dict[str, Any]],
     measure: Measure,
     after_step: AfterStep = lambda _, __: None,
+    tests: Mapping[str, Rows] = NO_TESTS,
 ) -> Trained:
     """Evaluates, trains with a progress bar, evaluates again.
 
     Args:
         model: of transformers, or a PEFT model around one.
         optimizer: for its parameters.
-        recipe: how to train.
+        plan: how to train.
         training, evaluation: rows of tokens with labels.
         collator: makes a batch of them.
         measure: what the evaluations are to say.
+        tests: more rows to evaluate on, before and after training only.
         after_step: called with the number of completed steps and a function that evaluates the model as it is.
 
     Raises:
-        InputError: the machine cannot do what the recipe asks for.
+        InputError: the machine cannot do what the plan asks for.
         RuntimeError: the loss is not finite after training.
     """
     on_gpu = torch.cuda.is_available()
-    if recipe.precision == "fp16" and not on_gpu:
+    if plan.precision == "fp16" and not on_gpu:
         raise InputError("--precision fp16: expected a GPU, found none; on a CPU use bf16 or fp32")
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=str(Path(folder)),
-            max_steps=recipe.steps,
-            per_device_train_batch_size=recipe.batch_size,
-            per_device_eval_batch_size=2 * recipe.batch_size,
-            gradient_accumulation_steps=recipe.accumulation,
-            learning_rate=recipe.lr,
-            warmup_steps=recipe.warmup,
+            max_steps=plan.steps,
+            per_device_train_batch_size=plan.batch_size,
+            per_device_eval_batch_size=2 * plan.batch_size,
+            gradient_accumulation_steps=plan.accumulation,
+            learning_rate=plan.lr,
+            warmup_steps=plan.warmup,
             lr_scheduler_type="linear",
             max_grad_norm=0.0,  # the optimizer clips by what it trains, if it is asked to
-            bf16=recipe.precision == "bf16",
-            fp16=recipe.precision == "fp16",
+            bf16=plan.precision == "bf16",
+            fp16=plan.precision == "fp16",
             use_cpu=not on_gpu,
-            seed=recipe.seed,
-            logging_steps=max(1, recipe.steps // 50),
+            seed=plan.seed,
+            logging_steps=max(1, plan.steps // 50),
             eval_strategy="steps",
-            eval_steps=-(-recipe.steps // recipe.evaluations),
+            eval_steps=-(-plan.steps // plan.evaluations),
             save_strategy="no",
             report_to="none",
             disable_tqdm=False,  # by default quiet logging turns the bar into printed lines
@@ -210,14 +214,22 @@ def train(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())
         before = _evaluate(trainer)
+        before_tests = {name: _predict(trainer, rows) for name, rows in tests.items()}
         trainer.state.log_history.clear()
         with stopwatch() as ranges:
             trainer.train()
         last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
-        after = _metrics(last) if last and last["step"] == recipe.steps else _evaluate(trainer)
+        after = _metrics(last) if last and last["step"] == plan.steps else _evaluate(trainer)
         if not math.isfinite(after["loss"]):
             raise RuntimeError("the loss is not finite after training; nothing was written (a lower --lr may help)")
-        return Trained(before, after, trainer.state.log_history, times.forward_backward, times.optimizer, dict(ranges))
+        both = {name: (found, _predict(trainer, tests[name])) for name, found in before_tests.items()}
+        log = trainer.state.log_history
+        return Trained(before, after, log, times.forward_backward, times.optimizer, dict(ranges), both)
+
+
+def _predict(trainer: Any, rows: Any) -> dict[str, float]:
+    """Unlike `evaluate`, this leaves the Trainer's log alone, and what it is about to do."""
+    return _metrics(trainer.predict(rows, metric_key_prefix="eval").metrics)
 
 
 def _evaluate(trainer: Trainer) -> dict[str, float]:

@@ -14,10 +14,12 @@ import torch
 from scipy import stats
 from seqeval.metrics import f1_score as entity_f1
 from seqeval.metrics import precision_score, recall_score
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
 CLASSIFICATION = ("accuracy", "macro_f1")
+MATTHEWS = ("matthews", "accuracy")
+BINARY = ("f1", "accuracy")
 REGRESSION = ("pearson", "spearman", "mean_squared_error")
 ENTITIES = ("entity_f1", "precision", "recall", "accuracy")
 TEXT = ("perplexity", "token_accuracy", "exact_match")
@@ -54,6 +56,24 @@ def classification(logits: Any, labels: Any) -> dict[str, float]:
     return {
         "accuracy": float(accuracy_score(labels, answers)),
         "macro_f1": float(f1_score(labels, answers, average="macro", zero_division=0)),
+    }
+
+
+def matthews(logits: Any, labels: Any) -> dict[str, float]:
+    """Matthews' correlation (0 where it does not exist) and accuracy; arguments as of `classification`."""
+    answers = np.argmax(logits, axis=-1)
+    return {
+        "matthews": float(matthews_corrcoef(labels, answers)),
+        "accuracy": float(accuracy_score(labels, answers)),
+    }
+
+
+def binary(logits: Any, labels: Any) -> dict[str, float]:
+    """F1 of the second of two classes, and accuracy; arguments as of `classification`."""
+    answers = np.argmax(logits, axis=-1)
+    return {
+        "f1": float(f1_score(labels, answers, zero_division=0)),
+        "accuracy": float(accuracy_score(labels, answers)),
     }
 
 
@@ -140,8 +160,10 @@ def first(outputs: Any, _: Any = None) -> Tensor:
     return logits
 
 
-def _constant_class(train_labels: list[Any], labels: list[Any]) -> dict[str, float]:
-    return classification(np.tile(np.bincount(train_labels), (len(labels), 1)), labels)
+def _constant_class(
+    train_labels: list[Any], labels: list[Any], compute: Callable[[Any, Any], dict[str, float]]
+) -> dict[str, float]:
+    return compute(np.tile(np.bincount(train_labels), (len(labels), 1)), labels)
 
 
 def _constant_number(train_labels: list[Any], labels: list[Any]) -> dict[str, float]:
@@ -155,7 +177,21 @@ def _constant_tag(train_labels: list[Any], labels: list[Any], classes: Sequence[
 
 def for_classification(_: Sequence[str] | None) -> Measure:
     """Of texts with one class each."""
-    return Measure(CLASSIFICATION, first, classification, _constant_class)
+    return _for_classes(CLASSIFICATION, classification)
+
+
+def for_matthews(_: Sequence[str] | None) -> Measure:
+    """Of texts with one class each, by Matthews' correlation."""
+    return _for_classes(MATTHEWS, matthews)
+
+
+def for_binary(_: Sequence[str] | None) -> Measure:
+    """Of texts with one of two classes each, by the F1 of the second one."""
+    return _for_classes(BINARY, binary)
+
+
+def _for_classes(names: tuple[str, ...], compute: Callable[[Any, Any], dict[str, float]]) -> Measure:
+    return Measure(names, first, compute, partial(_constant_class, compute=compute))
 
 
 def for_regression(_: Sequence[str] | None) -> Measure:

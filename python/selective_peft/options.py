@@ -11,6 +11,7 @@ from typing import Any
 from selective_peft import D3
 from selective_peft.errors import InputError
 from selective_peft.methods import METHODS
+from selective_peft.recipes import RECIPES
 from selective_peft.schedules import SCHEDULES
 
 TASKS = ("classification", "regression", "token", "seq2seq", "causal")
@@ -139,7 +140,14 @@ def shares(text: str) -> list[float]:
 
 def _data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", type=Path, required=True, metavar="FILE", help="training rows: .csv or .jsonl")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, metavar="FILE", help="training rows: .csv or .jsonl")
+    source.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        metavar="NAME",
+        help="or an experiment of the paper with its data; `selective-peft recipes` lists them",
+    )
     group.add_argument("--task", choices=TASKS, default="classification", help="(%(default)s)")
     group.add_argument(
         "--text-column", metavar="NAME", help="(text; of --task causal the prompts, without it there are none)"
@@ -248,7 +256,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
 
 def train(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `selective-peft train`."""
-    parser.add_argument("--model", required=True, help="folder, or name on the Hub; safetensors weights")
+    parser.add_argument("--model", help="folder, or name on the Hub; safetensors weights")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; new or empty")
     _data(parser)
     _selection(parser, None, None, None, None)

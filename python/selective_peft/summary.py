@@ -26,7 +26,7 @@ from selective_peft.updates import Updates
 
 def public(options: argparse.Namespace) -> dict[str, Any]:
     """The options without what argparse needs itself."""
-    return {key: value for key, value in vars(options).items() if key != "command"}
+    return {key: value for key, value in vars(options).items() if key not in ("command", "chosen")}
 
 
 def versions() -> dict[str, str]:
@@ -97,7 +97,7 @@ def picture(options: argparse.Namespace, found: dict[str, Any], measure: Measure
     metric = measure.names[0]
     return partial(
         draw,
-        title=f"{Path(options.model).name or options.model} on {options.data.name}: {options.method}"
+        title=f"{Path(options.model).name or options.model} on {options.recipe or options.data.name}: {options.method}"
         f"{'' if options.base == 'full' else f' on {options.base}'}, "
         f"{found['selected']:,} of {found['selectable'] or found['scalars']:,} scalars",
         history=found["history"],
@@ -160,6 +160,20 @@ def table(found: dict[str, Any], measure: Measure) -> Table:
     for name, value in seconds.items():
         label = f"{name.replace('_', ' + ')}, ms per step"
         grid.add_row(label, f"{1e3 * value:.2f} ({100 * value / total:.1f} %)", *blank)
+    return grid
+
+
+def tests(found: dict[str, Any], names: tuple[str, ...]) -> Table:
+    """The table of a recipe's tests."""
+    grid = Table(show_header=True, header_style="bold")
+    for heading in ("test", "rows", "", *(name.replace("_", " ") for name in names)):
+        grid.add_column(heading, justify="right" if heading in ("rows", *names) else "left")
+    entries = [*found["tests"].items()] + [("mean", found["tests_mean"])] * bool(found["tests_mean"])
+    for name, entry in entries:
+        for when, values in entry.items():
+            if when != "rows":
+                rows = f"{entry['rows']:,}" if "rows" in entry else ""
+                grid.add_row(name, rows, when.replace("_", " "), *(f"{values[metric]:.4f}" for metric in names))
     return grid
 
 

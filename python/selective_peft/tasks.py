@@ -32,6 +32,7 @@ class Task:
         words: texts and labels are lists of words.
         pairs: a second text is possible.
         prompt: the default of --text-column.
+        unanswered: examples, model and most tokens -> rows for a model that is to write the answers.
     """
 
     kind: loading.Kind
@@ -45,6 +46,7 @@ class Task:
     words: bool = False
     pairs: bool = False
     prompt: str | None = "text"
+    unanswered: Callable[[data.Examples, loading.Loaded, int], encoding.Rows] | None = None
 
 
 def _read_numbers(path: Path, columns: Columns, _: Any, __: Any) -> tuple[data.Examples, None]:
@@ -93,7 +95,13 @@ TASKS = {
         words=True,
     ),
     "seq2seq": Task(
-        loading.SEQ2SEQ, "SEQ_2_SEQ_LM", _read_targets, encoding.targets, _sequences, partial(metrics.for_text, ahead=0)
+        loading.SEQ2SEQ,
+        "SEQ_2_SEQ_LM",
+        _read_targets,
+        encoding.targets,
+        _sequences,
+        partial(metrics.for_text, ahead=0),
+        unanswered=encoding.sources,
     ),
     "causal": Task(
         loading.CAUSAL,
@@ -103,5 +111,8 @@ TASKS = {
         _labelled_tokens,
         partial(metrics.for_text, ahead=1),
         prompt=None,
+        unanswered=encoding.prompts,
     ),
 }
+# The metrics of recipes that are no task's own.
+MEASURES = {"matthews": metrics.for_matthews, "f1": metrics.for_binary}

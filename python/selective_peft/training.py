@@ -16,7 +16,20 @@ import torch
 from rich.console import Console
 
 from selective_kernels import dispatch
-from selective_peft import SelectiveAdamW, SparseDelta, data, fitting, loading, making, results, summary
+from selective_peft import (
+    SelectiveAdamW,
+    SparseDelta,
+    data,
+    fitting,
+    loading,
+    making,
+    metrics,
+    recipe_data,
+    recipe_options,
+    recipe_tests,
+    results,
+    summary,
+)
 from selective_peft.bases import BASES, settle_base
 from selective_peft.encoding import Rows
 from selective_peft.errors import InputError
@@ -27,21 +40,14 @@ from selective_peft.sizes import Sizes
 from selective_peft.tasks import TASKS, Task
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Training and evaluation examples; `classes` is None where labels are no classes."""
-
-    training: data.Examples
-    evaluation: data.Examples
-    classes: list[str] | None
-
-
-def read_parts(options: argparse.Namespace, task: Task) -> Parts:
+def read_parts(options: argparse.Namespace, task: Task) -> data.Parts:
     """Reads and splits what the options name.
 
     Raises:
         InputError: see `selective_peft.data`.
     """
+    if options.chosen is not None:
+        return recipe_data.read_parts(options.chosen.content, options)
     if options.text_pair_column is not None and not task.pairs:
         raise InputError(
             f"--text-pair-column: expected none with --task {options.task}, got {options.text_pair_column}"
@@ -56,7 +62,9 @@ def read_parts(options: argparse.Namespace, task: Task) -> Parts:
     if options.eval_data is not None and options.eval_data.exists() and options.eval_data.samefile(options.data):
         raise InputError(f"--eval-data {options.eval_data}: expected another file than --data")
     if options.eval_data is None:
-        return Parts(*data.split(options.data, examples, options.eval_share, options.seed, task.stratified), classes)
+        return data.Parts(
+            *data.split(options.data, examples, options.eval_share, options.seed, task.stratified), classes
+        )
     held_out, _ = task.read(options.eval_data, columns, classes, ())
     if examples.groups is not None and held_out.groups is not None:
         shared = set(examples.groups) & set(held_out.groups)
@@ -65,7 +73,7 @@ def read_parts(options: argparse.Namespace, task: Task) -> Parts:
                 f"{options.eval_data}: expected no group of {options.data}, found {len(shared)} of them, such as "
                 f"{min(shared)!r}"
             )
-    return Parts(examples, held_out, classes)
+    return data.Parts(examples, held_out, classes)
 
 
 def number_of_steps(options: argparse.Namespace, rows: int) -> int:
@@ -77,8 +85,10 @@ def number_of_steps(options: argparse.Namespace, rows: int) -> int:
     return max(1, round(epochs * -(-rows // per_step)))
 
 
-def announce(console: Console, options: argparse.Namespace, parts: Parts, model: Any, steps: int) -> int:
+def announce(console: Console, options: argparse.Namespace, parts: data.Parts, model: Any, steps: int) -> int:
     """Says what is about to happen; returns how many evaluation rows stand among the training rows, too."""
+    if parts.left_out:
+        console.print(f"Rows without any words, which are left out: {parts.left_out:,}", highlight=False)
     scalars = sum(param.numel() for param in model.parameters())
     console.print(
         f"{len(parts.training):,} rows to train, {len(parts.evaluation):,} to evaluate; {options.model}: {scalars:,} "
@@ -100,10 +110,13 @@ class Prepared:
     """Everything that training needs; for `whole` and `first` see `results.trained_delta`."""
 
     task: Task
-    parts: Parts
+    parts: data.Parts
+    measure: metrics.Measure
+    written: recipe_tests.Written | None
     loaded: loading.Loaded
     rows: Rows
     held_out: Rows
+    tests: dict[str, Rows]
     steps: int
     optimizer: SelectiveAdamW
     whole: frozenset[str]
@@ -132,8 +145,12 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     parts = read_parts(options, task)
     steps = number_of_steps(options, len(parts.training))
     making.settle_warmup(options, steps)
+    written = recipe_tests.written(options.chosen, parts)
     loaded = loading.load(options.model, options.seed, parts.classes, task.kind)
     rows, held_out = (task.encode(part, loaded, options.max_length) for part in (parts.training, parts.evaluation))
+    measured = {} if written else parts.tests
+    tests = {name: task.encode(part, loaded, options.max_length) for name, part in measured.items()}
+    measure = recipe_tests.measure(options.chosen, task)(parts.classes)
     loaded = BASES[options.base].apply(loaded, options, task.peft)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     groups = making.groups_of(loaded, options)
@@ -149,7 +166,9 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     for warning in told:
         console.print(f"[yellow]{warning.message}[/yellow]", highlight=False)
     whole, first = making.whole_names(groups), making.first_values(groups, options)
-    return Prepared(task, parts, loaded, rows, held_out, steps, optimizer, whole, first, leaked)
+    return Prepared(
+        task, parts, measure, written, loaded, rows, held_out, tests, steps, optimizer, whole, first, leaked
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -162,9 +181,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     options.output = Path(os.path.realpath(options.output))
     check_output(options.output)
     loading.quiet()
+    for line in recipe_options.announce(options.chosen):
+        console.print(line, highlight=False, markup=False)
     made = prepare(options, console)
-    model, optimizer, measure = made.loaded.model, made.optimizer, made.task.measure(made.parts.classes)
-    recipe = fitting.Recipe(
+    model, optimizer, measure = made.loaded.model, made.optimizer, made.measure
+    plan = fitting.Plan(
         made.steps,
         options.batch_size,
         options.accumulation,
@@ -177,7 +198,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     with Output(options.output) as output:
         sizes = Sizes(options.save_at or [], optimizer, partial(made.delta, options), output)
         collator = made.task.collator(made.loaded)
-        trained = fitting.train(model, optimizer, recipe, made.rows, made.held_out, collator, measure, sizes)
+        if made.written is not None and options.test_before:
+            made.written.run(made.loaded, made.task, options, recipe_tests.BEFORE)
+        trained = fitting.train(model, optimizer, plan, made.rows, made.held_out, collator, measure, sizes, made.tests)
+        if made.written is not None:
+            made.written.run(made.loaded, made.task, options, recipe_tests.AFTER)
         labels = ([row["labels"] for row in rows] for rows in (made.rows, made.held_out))
         report = summary.report(
             options, model, optimizer, made.whole, trained, measure.constant and measure.constant(*labels)
@@ -188,6 +213,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "classes": made.parts.classes,
             "evaluation_rows_seen_in_training": made.leaked,
             "steps": made.steps,
+            **recipe_tests.report(options.chosen, made.parts, made.written, trained),
         }
         files = {
             "metrics.json": lambda path: results.write_json(path, report),
@@ -195,11 +221,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "report.png": summary.picture(options, report, measure),
             **summary.analyses(options, optimizer),
             **BASES[options.base].files(made.loaded, options),
+            **({} if made.written is None else {"answers.jsonl": made.written.save}),
         }
         for name, write in files.items():
             output.write(name, write)
         output.publish()
     console.print(summary.table(report, measure))
+    if made.parts.tests:
+        console.print(summary.tests(report, measure.names if made.written is None else made.written.scorer.names))
     for line in [*summary.unspent(optimizer), *sizes.missed()]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
     written = ", ".join([*(size.folder for size in sizes.saved), *files])
