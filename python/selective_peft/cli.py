@@ -26,6 +26,9 @@ example:
   selective-peft train --model sentence-transformers/all-MiniLM-L6-v2 --data reviews.csv \\
     --text-column text --label-column category --budget 0.5% --output reviews-tuned
 
+an experiment of the paper, with its data and settings (`selective-peft recipes`):
+  selective-peft train --recipe glue/rte --output rte-tuned
+
 The new head of the model is trained whole; the budget is spent on the rest. The
 output folder gets metrics.json, pictures and delta/, which makes the tuned model of
 its base and can be undone (`selective-peft merge`, `inspect`); and an adapter, if

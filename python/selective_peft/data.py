@@ -61,6 +61,11 @@ class Parts:
     tests: Mapping[str, Examples] = field(default_factory=dict)
     left_out: int = 0
 
+    def seen(self, examples: Examples) -> int:
+        """How many of these stand among the training rows, too, word for word."""
+        known = set(self.training.inputs())
+        return sum(each in known for each in examples.inputs())
+
 
 def class_names(path: Path, columns: Columns, labels: Sequence[str]) -> list[str]:
     """The classes of a label column, numbers in numeric order, others by name.

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -117,7 +116,6 @@ class Trained:
     tests: dict[str, tuple[dict[str, float], dict[str, float]]]
 
 
-NO_TESTS: Mapping[str, Rows] = MappingProxyType({})
 AfterStep = Callable[[int, Callable[[], dict[str, float]]], None]
 
 
@@ -154,7 +152,7 @@ def train(
     collator: Callable[[list[Any]], dict[str, Any]],
     measure: Measure,
     after_step: AfterStep = lambda _, __: None,
-    tests: Mapping[str, Rows] = NO_TESTS,
+    tests: Mapping[str, Rows] | None = None,
 ) -> Trained:
     """Evaluates, trains with a progress bar, evaluates again.
 
@@ -214,7 +212,7 @@ def train(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())
         before = _evaluate(trainer)
-        before_tests = {name: _predict(trainer, rows) for name, rows in tests.items()}
+        before_tests = {name: _predict(trainer, rows) for name, rows in (tests or {}).items()}
         trainer.state.log_history.clear()
         with stopwatch() as ranges:
             trainer.train()
@@ -222,7 +220,7 @@ def train(
         after = _metrics(last) if last and last["step"] == plan.steps else _evaluate(trainer)
         if not math.isfinite(after["loss"]):
             raise RuntimeError("the loss is not finite after training; nothing was written (a lower --lr may help)")
-        both = {name: (found, _predict(trainer, tests[name])) for name, found in before_tests.items()}
+        both = {name: (before_tests[name], _predict(trainer, rows)) for name, rows in (tests or {}).items()}
         log = trainer.state.log_history
         return Trained(before, after, log, times.forward_backward, times.optimizer, dict(ranges), both)
 

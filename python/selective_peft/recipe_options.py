@@ -13,8 +13,15 @@ from selective_peft.errors import InputError
 from selective_peft.options import BASE_OPTIONS, METHOD_OPTIONS
 from selective_peft.recipes import RECIPES, Recipe
 
-OWN = ("data_folder", "eval_split", "test_before", "beams", "new_tokens")  # options that only recipes have
-GENERATED = ("test_before", "beams", "new_tokens")  # those of tests whose answers are generated
+OWN = (
+    "data_folder",
+    "eval_split",
+    "test_before",
+    "beams",
+    "new_tokens",
+    "test_batch_size",
+)  # options that only recipes have
+GENERATED = ("test_before", "beams", "new_tokens", "test_batch_size")  # those of tests whose answers are generated
 FIXED = ("task", "data", "eval_data", "group_column")  # what a recipe says and nobody else
 NOT_ASKED = object()
 
@@ -29,6 +36,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-split", metavar="NAME", help="evaluate on another split than the recipe's")
     group.add_argument("--beams", type=known.COUNT, metavar="N", help="of the search for texts in tests")
     group.add_argument("--new-tokens", type=known.COUNT, metavar="N", help="that these texts may have")
+    group.add_argument("--test-batch-size", type=known.COUNT, metavar="N", help="texts that are written at once")
     group.add_argument("--test-before", action="store_true", help="write them before training, too, for comparison")
 
 

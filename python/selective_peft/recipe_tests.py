@@ -38,7 +38,7 @@ class Written:
     def run(self, loaded: Loaded, task: Task, options: argparse.Namespace, when: str) -> None:
         """Lets the model write in each test; `when` is `BEFORE` or `AFTER` training."""
         assert task.unanswered is not None
-        search = Search(options.beams, options.new_tokens, options.batch_size, options.precision)
+        search = Search(options.beams, options.new_tokens, options.test_batch_size, options.precision)
         self.texts[when] = {
             name: write(loaded, task.unanswered(examples, loaded, options.max_length), search, name)
             for name, examples in self.examples.items()
@@ -65,15 +65,13 @@ class Written:
                         file.write(json.dumps({**about, **self.scorer.row(*pair)}, ensure_ascii=False) + "\n")
 
 
-def written(chosen: Chosen | None, parts: Parts) -> Written | None:
-    """The tests of a recipe, if it has some whose answers are to be generated.
+def scorer(chosen: Chosen | None) -> Scorer | None:
+    """What a recipe's tests are measured by, if their answers are to be generated.
 
     Raises:
-        ImportError: a package that their metric needs is missing.
+        ImportError: a package that the metric needs is missing.
     """
-    if chosen is None or chosen.content.answer is None:
-        return None
-    return Written(SCORERS[chosen.content.metric](), parts.tests)
+    return None if chosen is None or chosen.content.answer is None else SCORERS[chosen.content.metric]()
 
 
 def measure(chosen: Chosen | None, task: Task) -> Callable[[Sequence[str] | None], Measure]:
@@ -86,6 +84,8 @@ def report(chosen: Chosen | None, parts: Parts, tests: Written | None, trained: 
     if chosen is None:
         return {}
     found = measured(trained, parts.tests) if tests is None else tests.report()
+    for name, examples in parts.tests.items():
+        found[name]["rows_seen_in_training"] = parts.seen(examples)
     names = () if tests is None else tests.scorer.names
     return {
         "recipe": chosen.report(),

@@ -181,6 +181,7 @@ RECIPES = {
             "max_length": 512,
             "beams": 4,
             "new_tokens": 128,
+            "test_batch_size": 64,
         },
     ),
     "math10k": Recipe(
@@ -214,6 +215,7 @@ RECIPES = {
             "precision": "bf16",
             "beams": 1,
             "new_tokens": 256,
+            "test_batch_size": 32,
         },
     ),
 }

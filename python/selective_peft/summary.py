@@ -171,7 +171,7 @@ def tests(found: dict[str, Any], names: tuple[str, ...]) -> Table:
     entries = [*found["tests"].items()] + [("mean", found["tests_mean"])] * bool(found["tests_mean"])
     for name, entry in entries:
         for when, values in entry.items():
-            if when != "rows":
+            if isinstance(values, dict):
                 rows = f"{entry['rows']:,}" if "rows" in entry else ""
                 grid.add_row(name, rows, when.replace("_", " "), *(f"{values[metric]:.4f}" for metric in names))
     return grid

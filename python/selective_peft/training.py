@@ -46,12 +46,12 @@ def read_parts(options: argparse.Namespace, task: Task) -> data.Parts:
     Raises:
         InputError: see `selective_peft.data`.
     """
-    if options.chosen is not None:
-        return recipe_data.read_parts(options.chosen.content, options)
     if options.text_pair_column is not None and not task.pairs:
         raise InputError(
             f"--text-pair-column: expected none with --task {options.task}, got {options.text_pair_column}"
         )
+    if options.chosen is not None:
+        return recipe_data.read_parts(options.chosen.content, options)
     if options.text_column is None:
         options.text_column = task.prompt
     columns = Columns(
@@ -96,8 +96,7 @@ def announce(console: Console, options: argparse.Namespace, parts: data.Parts, m
         f"kernels: {dispatch.resolve(next(model.parameters()).device.type)}.",
         highlight=False,
     )
-    seen = set(parts.training.inputs())
-    leaked = sum(each in seen for each in parts.evaluation.inputs())
+    leaked = parts.seen(parts.evaluation)
     if leaked:
         console.print(
             f"[yellow]Evaluation rows that stand among the training rows, too, word for word: {leaked:,}[/yellow]"
@@ -142,10 +141,11 @@ def prepare(options: argparse.Namespace, console: Console) -> Prepared:
     making.settle_method(options)
     settle_base(options)
     task = TASKS[options.task]
+    scorer = recipe_tests.scorer(options.chosen)
     parts = read_parts(options, task)
     steps = number_of_steps(options, len(parts.training))
     making.settle_warmup(options, steps)
-    written = recipe_tests.written(options.chosen, parts)
+    written = None if scorer is None else recipe_tests.Written(scorer, parts.tests)
     loaded = loading.load(options.model, options.seed, parts.classes, task.kind)
     rows, held_out = (task.encode(part, loaded, options.max_length) for part in (parts.training, parts.evaluation))
     measured = {} if written else parts.tests

@@ -5,7 +5,7 @@ import random
 
 import datasets
 import torch
-from selective_peft.recipes import CONLL_TAGS, MATH_TESTS, RECIPES
+from selective_peft.recipes import CONLL_TAGS, RECIPES
 from tinymodels import NAMES, PLACES, REST, bert, saved, t5, word_tokenizer
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -51,7 +51,13 @@ def news_rows(_, count, seed):
     rng, rows = random.Random(seed), []
     for row in range(count):
         who = row % 3
-        rows.append({"article": sentence(rng, NAMES[who]), "highlights": f"{NAMES[who]} lives in\n{PLACES[who]}", "id": str(row)})
+        rows.append(
+            {
+                "article": sentence(rng, NAMES[who]),
+                "highlights": f"{NAMES[who]} lives in\n{PLACES[who]}",
+                "id": str(row),
+            }
+        )
     return rows
 
 
