@@ -99,11 +99,13 @@ def complete(options: argparse.Namespace, words: Sequence[str]) -> None:
     _check(options.recipe, recipe, user)
     method = user.get("method", "id3")
     base = user.get("base", recipe.chosen.get("base", "full"))
-    said = {name: value for name, value in recipe.defaults(method).items() if _has(name, method, base)}
+    said = {name: value for name, value in recipe.defaults(method, base).items() if _has(name, method, base)}
     if "steps" in user:
         said.pop("epochs", None)
     if "lr" not in said and "lr" not in user:
-        raise InputError(f"--lr: expected one, since the paper has none for --method {method} in {options.recipe}")
+        raise InputError(
+            f"--lr: expected one, since the paper has none for full fine-tuning in {options.recipe}, got none"
+        )
     taken = {name: value for name, value in said.items() if name not in user}
     for name, value in taken.items():
         setattr(options, name, value)

@@ -49,7 +49,7 @@ class Recipe:
         tests: splits that are evaluated besides, before and after training.
         template: what a text stands in, at its braces.
         answer: column of the tests' answers, if these are generated; then tests are run after training only.
-        lrs, full_lrs: learning rates of the paper's grid, for selective methods and for method full.
+        lrs, full_lrs: learning rates of the paper's grid, for selective methods and for full fine-tuning (least, largest).
         lr, full_lr: the ones that are taken unless --lr says another.
         budgets: those of the paper.
         paper: other options with their values, as Table 11 has them.
@@ -76,10 +76,10 @@ class Recipe:
     full_lr: float | None = None
     train: str = "train"
 
-    def defaults(self, method: str) -> dict[str, Any]:
-        """Options of `selective-peft train` -> values, for one of its methods; those that the method lacks, too.
+    def defaults(self, method: str, base: str) -> dict[str, Any]:
+        """Options of `selective-peft train` -> values, for a method on a base; those that these two lack, too.
 
-        The learning rate is missing if the paper has none for this method.
+        The learning rate is missing if the paper has none: full fine-tuning has a grid of its own.
         """
         columns = {
             "task": self.task,
@@ -87,7 +87,7 @@ class Recipe:
             "text_pair_column": self.pair,
             "label_column": self.label,
         }
-        lr = self.full_lr if method == "full" else self.lr
+        lr = self.full_lr if (method, base) == ("full", "full") else self.lr
         found = {**columns, **self.paper, **self.chosen, "method": method, **({} if lr is None else {"lr": lr})}
         return {name: value for name, value in found.items() if value is not None}
 
