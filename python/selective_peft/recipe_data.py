@@ -122,7 +122,7 @@ def read(recipe: Recipe, where: Split, answer: str | None = None) -> Examples:
 
 
 def read_parts(recipe: Recipe, options: argparse.Namespace) -> Parts:
-    """All splits that a run needs.
+    """All splits that a run needs, without rows of no words, which tagged data have between documents.
 
     Args:
         recipe: whose columns the options may change.
@@ -133,9 +133,17 @@ def read_parts(recipe: Recipe, options: argparse.Namespace) -> Parts:
     """
     columns = {"text": options.text_column, "pair": options.text_pair_column, "label": options.label_column}
     recipe = replace(recipe, **columns)
+    left_out = 0
 
     def rows(name: str, answer: str | None = None) -> Examples:
-        return read(recipe, Split(name, recipe.source, options.data_folder), answer)
+        nonlocal left_out
+        where = Split(name, recipe.source, options.data_folder)
+        examples = read(recipe, where, answer)
+        kept = [row for row, text in enumerate(examples.texts or []) if text != []]
+        if not kept:
+            raise InputError(f"{where}: expected rows with words in column {recipe.text!r}, found none")
+        left_out += len(examples) - len(kept)
+        return examples.rows(kept)
 
     training = rows(recipe.train)
     if recipe.evaluation is None:
@@ -143,17 +151,8 @@ def read_parts(recipe: Recipe, options: argparse.Namespace) -> Parts:
         training, evaluation = split(place, training, options.eval_share, options.seed, False)
     else:
         evaluation = rows(options.eval_split or recipe.evaluation)
-    parts = [training, evaluation, *(rows(name, recipe.answer) for name in recipe.tests)]
-    kept = [_with_words(part) for part in parts]
-    left_out = sum(map(len, parts)) - sum(map(len, kept))
-    return Parts(
-        kept[0], kept[1], list(recipe.classes) or None, dict(zip(recipe.tests, kept[2:], strict=True)), left_out
-    )
-
-
-def _with_words(examples: Examples) -> Examples:
-    """Without rows of no words, which tagged data have between documents."""
-    return examples.rows([row for row, text in enumerate(examples.texts or []) if text != []])
+    tests = {name: rows(name, recipe.answer) for name in recipe.tests}
+    return Parts(training, evaluation, list(recipe.classes) or None, tests, left_out)
 
 
 def _check_lengths(text: Cells, label: Cells, texts: list[list[str]], labels: list[list[int]]) -> None:

@@ -39,7 +39,7 @@ class Split:
         """The cells of these columns, and the names of the classes of those that are numbers of classes.
 
         Raises:
-            InputError: no such split or column, no rows, or nothing that `datasets` can read.
+            InputError: no such split or column, or nothing that `datasets` can read.
         """
         with tempfile.TemporaryDirectory() as cache:
             table = self._remote() if self.folder is None else self._local(self.folder, cache)
@@ -48,8 +48,6 @@ class Split:
                     raise InputError(f"{self}: expected a column {column!r}, found {_listed(table.column_names)}")
             cells = {column: list(table[column]) for column in names}
             features = {column: table.features[column] for column in names}
-        if not len(cells[names[0]]):
-            raise InputError(f"{self}: expected rows, found none")
         return cells, {name: getattr(getattr(it, "feature", it), "names", None) for name, it in features.items()}
 
     def _remote(self) -> Any:

@@ -170,13 +170,13 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
     with pytest.raises(InputError, match="split 'train': cannot be read "):
         read("glue/rte", tmp_path)
-    (tmp_path / "train.parquet").unlink()
-    empty = datasets.Dataset.from_dict(
-        {name: [] for name in RTE}, features=datasets.Features(dict.fromkeys(RTE, datasets.Value("string")))
-    )
-    datasets.DatasetDict({"train": empty}).save_to_disk(str(tmp_path))
-    with pytest.raises(InputError, match="split 'train': expected rows, found none"):
-        read("glue/rte", tmp_path)
+
+
+def test_rows_of_no_words_are_not_enough(tmp_path):
+    options = argparse.Namespace(data_folder=jsonl(tmp_path, [{"tokens": [], "ner_tags": []}]))
+    options.text_column, options.text_pair_column, options.label_column = "tokens", None, "ner_tags"
+    with pytest.raises(InputError, match="split 'train': expected rows with words in column 'tokens', found none"):
+        recipe_data.read_parts(RECIPES["conll2003"], options)
 
 
 def test_other_columns(tmp_path):
