@@ -166,8 +166,8 @@ def table(found: dict[str, Any], measure: Measure) -> Table:
 def tests(found: dict[str, Any], names: tuple[str, ...]) -> Table:
     """The table of a recipe's tests."""
     grid = Table(show_header=True, header_style="bold")
-    for heading in ("test", "rows", "", *(name.replace("_", " ") for name in names)):
-        grid.add_column(heading, justify="right" if heading in ("rows", *names) else "left")
+    for heading in ("test", "rows", "", *names):
+        grid.add_column(heading.replace("_", " "), justify="right" if heading in ("rows", *names) else "left")
     entries = [*found["tests"].items()] + [("mean", found["tests_mean"])] * bool(found["tests_mean"])
     for name, entry in entries:
         for when, values in entry.items():
