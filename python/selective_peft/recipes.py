@@ -49,7 +49,7 @@ class Recipe:
         tests: splits that are evaluated besides, before and after training.
         template: what a text stands in, at its braces.
         answer: column of the tests' answers, if these are generated; then tests are run after training only.
-        lrs, full_lrs: learning rates of the paper for selective methods, and the ends of its range for full fine-tuning.
+        lrs, full_lrs: learning rates of the paper for selective methods, and the range's ends for full fine-tuning.
         lr, full_lr: the ones that are taken unless --lr says another.
         budgets: those of the paper.
         paper: other options with their values, as Table 11 has them.

@@ -98,6 +98,9 @@ def test_conll2003(run, models):
     output, recipe = run("conll2003", "--budget", "300"), RECIPES["conll2003"]
     report = report_of(output)
     assert report["rows_left_out"] == 3  # the last one of each split
+    known = [row["tokens"] for row in rows("conll2003", "train")[:-1]]
+    seen = sum(row["tokens"] in known for row in rows("conll2003", "test")[:-1])
+    assert report["tests"]["test"]["rows_seen_in_training"] == seen
     model, tokenizer = rebuilt(models["bert"], output, "conll2003")
     for split, found in {"validation": report["metrics"], **report["tests"]}.items():
         right, answers = [], []
