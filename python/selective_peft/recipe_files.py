@@ -85,14 +85,14 @@ class Split:
         return saved[self.name]
 
     def _files(self, folder: Path) -> list[Path]:
-        """Its files: where the source has it, named after the split, or in several parts as on the Hub."""
+        """Its files: where the source has it, named after the split, or in parts as on the Hub."""
         original = folder / self.source.files.get(self.name, "")
         if original.is_file():
             return [original]
         for ending in FORMATS:
-            found = sorted({*folder.glob(f"{self.name}{ending}"), *folder.glob(f"{self.name}-*{ending}")})
-            if found:
-                return found
+            for pattern in (f"{self.name}{ending}", f"{self.name}-*{ending}", f"{self.name}/*{ending}"):
+                if found := sorted(folder.glob(pattern)):
+                    return found
         there = sorted(path.name for path in folder.iterdir() if path.suffix in FORMATS)
         raise InputError(f"{self}: expected {self.name}{', '.join(FORMATS)} there, found {_listed(there)}")
 

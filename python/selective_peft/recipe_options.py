@@ -13,15 +13,8 @@ from selective_peft.errors import InputError
 from selective_peft.options import BASE_OPTIONS, METHOD_OPTIONS
 from selective_peft.recipes import RECIPES, Recipe
 
-OWN = (
-    "data_folder",
-    "eval_split",
-    "test_before",
-    "beams",
-    "new_tokens",
-    "test_batch_size",
-)  # options that only recipes have
-GENERATED = ("test_before", "beams", "new_tokens", "test_batch_size")  # those of tests whose answers are generated
+GENERATED = ("test_before", "beams", "new_tokens", "test_batch_size")  # of tests whose answers are generated
+OWN = ("data_folder", "eval_split", *GENERATED)  # options that only recipes have
 FIXED = ("task", "data", "eval_data", "group_column")  # what a recipe says and nobody else
 NOT_ASKED = object()
 

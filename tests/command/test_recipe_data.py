@@ -38,11 +38,14 @@ def test_all_forms_say_the_same(kind, tmp_path):
     assert found.labels == [row["label"] for row in rows] == [0, 1, 0, 1, 0, 1]
 
 
-def test_several_files_of_a_split_are_one_after_the_other(tmp_path):
+@pytest.mark.parametrize("place", ["train-0000{}-of-00002.parquet", "train/000{}.parquet"], ids=["main", "conversion"])
+def test_several_files_of_a_split_are_one_after_the_other(place, tmp_path):
+    """As the Hub's main branch and its conversion to parquet name them."""
+    (tmp_path / "train").mkdir()
     rows = rows_of("glue/cola", "train", 8, 0)
     for part in (1, 0):
         table = datasets.Dataset.from_list(rows[4 * part : 4 * part + 4], features=hub_features("glue/cola"))
-        table.to_parquet(str(tmp_path / f"train-0000{part}-of-00002.parquet"))
+        table.to_parquet(str(tmp_path / place.format(part)))
     assert read("glue/cola", tmp_path).texts == [row["sentence"] for row in rows]
 
 
