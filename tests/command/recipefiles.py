@@ -69,7 +69,8 @@ def math_rows(split, count, seed):
         answer = rng.choice("ABCDE") if split == "AQuA" else str(float(a + b))
         output = f"the answer is {answer if split == 'AQuA' else a + b}"
         given = answer if split == "train" else [answer]
-        rows.append({"instruction": f"{a} and {b}", "input": "", "output": output, "answer": given})
+        question = sentence(rng, str(a), "and", str(b))
+        rows.append({"instruction": question, "input": "", "output": output, "answer": given})
     return rows
 
 
