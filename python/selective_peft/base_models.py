@@ -13,11 +13,8 @@ from transformers import AutoConfig
 from selective_peft.errors import InputError, first_line
 from selective_peft.loading import ERRORS, quiet
 
-UNFIT = (
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-)  # of classes that get another one's configuration, or nonsense
+# Of classes that get another one's configuration, or nonsense.
+UNFIT = (AttributeError, ArithmeticError, AssertionError)
 
 
 def load_base(

@@ -62,9 +62,8 @@ def tagged(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
 
 def targets(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
     """Texts for the encoder, and texts for the decoder to write, each of at most `max_length` tokens."""
+    encoded, limit = _for_encoder(examples, loaded, max_length)
     tokenizer = loaded.tokenizer
-    limit = longest(loaded, max_length, tokenizer.num_special_tokens_to_add())
-    encoded = tokenizer(examples.texts, truncation=True, max_length=limit)
     written = tokenizer(text_target=examples.labels, truncation=True, max_length=limit)["input_ids"]
     end = tokenizer.eos_token_id
     return _rows(encoded, [tokens if end in (None, tokens[-1]) else [*tokens[: limit - 1], end] for tokens in written])
@@ -72,9 +71,7 @@ def targets(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
 
 def sources(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
     """Texts for the encoder alone, as `targets` has them."""
-    tokenizer = loaded.tokenizer
-    limit = longest(loaded, max_length, tokenizer.num_special_tokens_to_add())
-    return _unlabelled(tokenizer(examples.texts, truncation=True, max_length=limit)["input_ids"])
+    return _unlabelled(_for_encoder(examples, loaded, max_length)[0]["input_ids"])
 
 
 def prompts(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
@@ -119,6 +116,12 @@ def continuations(examples: Examples, loaded: Loaded, max_length: int) -> Rows:
         rows.append({"input_ids": known + answer, "attention_mask": [1] * (len(known) + len(answer))})
         rows[-1]["labels"] = [IGNORED] * len(known) + answer
     return rows
+
+
+def _for_encoder(examples: Examples, loaded: Loaded, max_length: int) -> tuple[Any, int]:
+    """Texts as tokens, and how many they may be."""
+    limit = longest(loaded, max_length, loaded.tokenizer.num_special_tokens_to_add())
+    return loaded.tokenizer(examples.texts, truncation=True, max_length=limit), limit
 
 
 def _unlabelled(tokens: list[list[int]]) -> Rows:

@@ -4,11 +4,8 @@ import json
 import random
 
 import datasets
-import torch
 from selective_peft.recipes import CONLL_TAGS, RECIPES
-from tinymodels import NAMES, PLACES, REST, bert, saved, t5, word_tokenizer
-from tokenizers import processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tinymodels import NAMES, PLACES, REST, bert, llama, t5
 
 NUMBERS = [str(number) for number in range(20)]
 WORDS = [*NAMES, *PLACES, *REST]
@@ -114,21 +111,10 @@ def data_folder(folder, name, count=24, kind="parquet"):
     return folder
 
 
-def llama(folder):
+def writer(folder):
     """Knows the words of math10k's instruction and the numbers."""
-    special = ["<s>", "</s>", "[UNK]"]
     fixed = RECIPES["math10k"].template.replace("{}", " ").split()
-    words, vocabulary = word_tokenizer(special, dict.fromkeys([*fixed, *NUMBERS, *WORDS, "answer", "is", *"ABCDE"]))
-    words.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="[UNK]", model_max_length=64
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=None,
-    )  # fmt: skip
-    return saved(folder, LlamaForCausalLM(config), tokenizer)
+    return llama(folder, dict.fromkeys([*fixed, *NUMBERS, *WORDS, "answer", "is", *"ABCDE"]), 64)
 
 
-MODELS = {"bert": bert, "t5": t5, "llama": llama}
+MODELS = {"bert": bert, "t5": t5, "llama": writer}

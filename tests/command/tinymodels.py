@@ -74,22 +74,22 @@ def t5(folder):
     return saved(folder, T5ForConditionalGeneration(config), tokenizer)
 
 
-def llama_tokenizer():
+def llama_tokenizer(known=(*NAMES, *PLACES, *REST), longest=32):
     """Whole words after a begin token; and the vocabulary."""
-    words, vocabulary = word_tokenizer(["<s>", "</s>", "[UNK]"], [*NAMES, *PLACES, *REST])
+    words, vocabulary = word_tokenizer(["<s>", "</s>", "[UNK]"], known)
     words.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="[UNK]", model_max_length=32
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="[UNK]", model_max_length=longest
     )
     return tokenizer, vocabulary
 
 
-def llama(folder):
-    tokenizer, vocabulary = llama_tokenizer()
+def llama(folder, known=(*NAMES, *PLACES, *REST), longest=32):
+    tokenizer, vocabulary = llama_tokenizer(known, longest)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=32, bos_token_id=0, eos_token_id=1, pad_token_id=None,
+        intermediate_size=64, max_position_embeddings=longest, bos_token_id=0, eos_token_id=1, pad_token_id=None,
     )  # fmt: skip
     return saved(folder, LlamaForCausalLM(config), tokenizer)
 
