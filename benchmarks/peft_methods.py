@@ -35,7 +35,8 @@ def _config(kind: str) -> Callable[..., Any]:
     return found
 
 
-def _wrap(model: nn.Module, config: Any) -> nn.Module:
+def wrap(model: nn.Module, config: Any) -> nn.Module:
+    """A model with the adapters of a configuration of PEFT."""
     import peft
 
     checks: Any = torch.sparse.check_sparse_tensor_invariants
@@ -65,7 +66,7 @@ def _adapter(kind: str, all_linear: bool, count: Callable[[nn.Linear], int], **o
         config = _config(kind)
         found = targets(model, work, None if all_linear else work.query_value)
         head = [work.head.rstrip(".")] if work.head else None
-        wrapped = _wrap(model, config(target_modules=list(found), modules_to_save=head, **options))
+        wrapped = wrap(model, config(target_modules=list(found), modules_to_save=head, **options))
         return wrapped, sum(map(count, found.values()))
 
     return adapt

@@ -150,9 +150,7 @@ def _check_repeat(settings: Settings) -> None:
             f"scope, bias_correction: expected 'global' for both with a fresh set in each step ('d3-repeat'), got "
             f"{settings.scope!r} and {settings.bias_correction!r}"
         )
-    warnings.warn(
-        "strategy 'repeat' is a baseline: it keeps dense optimizer state and runs in plain PyTorch", stacklevel=5
-    )
+    warnings.warn("strategy 'repeat' is a baseline: it keeps dense optimizer state, in plain PyTorch", stacklevel=5)
 
 
 def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:

@@ -109,7 +109,9 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
         False, and nothing is changed, if a gradient is not finite.
     """
     _refuse_float16(table, "strategy 'repeat'")
-    settings, budget, backend = optimizer._settings, optimizer.budget, "reference"
+    settings, budget = optimizer._settings, optimizer.budget
+    on_cpu = all(device.type == "cpu" for device in table.devices)
+    backend = settings.backend if on_cpu else "reference"  # other kernels may not know of bad gradients at once
     assert budget is not None
     if selection.step % settings.select_every == 0:
         nothing = SparseIndex.empty(len(table), device=table.device)

@@ -124,7 +124,7 @@ class SelectiveAdamW(SelectiveAdam):
         score: what ranks the scalars: `D3(exp, eps)`, the default, another one of `selective_peft.scores`, or a
             callable(name, param, grad) that returns a tensor's scores.
         strategy: "increment" (spend the budget along the schedule, the default), "static" (all in the first step), or
-            "repeat" (a fresh set in each step: a baseline with dense state, on the reference backend, which waits).
+            "repeat" (a fresh set in each step: a baseline with dense state, in plain PyTorch on a GPU, where it waits).
         scope: "global" (the best scalars of all tensors), or "tensor" (of each, in proportion to its size).
         schedule: "uniform", "linear", "cosine", "front", or a callable(step, total_steps, budget) that gives the
             number of scalars selected after that step.
