@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks import RESULTS
-from benchmarks.quality import plan, pool
+from benchmarks.quality import plan, pool, report
 from benchmarks.quality.jobs import Job
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.plan import PRESETS, Preset
@@ -99,6 +99,8 @@ def main(given: list[str] | None = None) -> int:
         ledger = Ledger(result_file(options))
         if not options.report:
             make(PRESETS[options.preset], ledger, options)
+        print(report.table(PRESETS[options.preset], ledger) or "No method has all its runs yet.")
+        print(f"{len(ledger)} of about {plan.expected(PRESETS[options.preset], ledger)} runs are in {ledger.path}")
     except (MissingData, ValueError) as error:
         print(f"python -m benchmarks.quality: {error}", file=sys.stderr)
         return 2
