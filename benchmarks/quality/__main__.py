@@ -97,6 +97,7 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     try:
         ledger = Ledger(result_file(options))
+        plan.check(PRESETS[options.preset], ledger)
         if not options.report:
             make(PRESETS[options.preset], ledger, options)
         print(report.table(PRESETS[options.preset], ledger) or "No method has all its runs yet.")

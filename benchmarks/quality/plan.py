@@ -135,6 +135,16 @@ def score_runs(preset: Preset, ledger: Ledger) -> list[Job]:
     return [replace(cell, lr=found[0].lr, seed=seed) for cell in scores(preset) for seed in range(preset.seeds)]
 
 
+def check(preset: Preset, ledger: Ledger) -> None:
+    """Raises ValueError if a row is not of a preset: another data set, or another length of training."""
+    for job, row in ledger.items():
+        task = preset.tasks.get(job.data)
+        found = None if task is None else {name: row.get(name) for name in task.settings()}
+        if task is None or found != task.settings():
+            expected = "one of " + ", ".join(preset.tasks) if task is None else task.settings()
+            raise ValueError(f"{job}: expected {expected}, got {found or job.data}; give another file with --csv")
+
+
 def pending(preset: Preset, ledger: Ledger) -> list[Job]:
     """The runs that can be made now, in order; more may follow from their results."""
     found: list[Job] = []

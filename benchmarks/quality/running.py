@@ -68,6 +68,7 @@ def run(job: Job, task: Task, device: str = "cpu") -> dict[str, str]:
         name: ask(done.model, getattr(parts, name), parts.tokenizer, task.causal) for name in ("validation", "test")
     }
     return {
+        **task.settings(),
         **_answers(found),
         "train_loss": f"{done.loss:.6g}",
         "budget": str(done.budget),

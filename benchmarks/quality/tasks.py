@@ -44,6 +44,10 @@ class Task:
     test: int
     fisher: int = 1024  # as in the paper's baseline
 
+    def settings(self) -> dict[str, str]:
+        """What a row says of them; rows with others are of another comparison."""
+        return {name: str(getattr(self, name)) for name in ("steps", "batch", "tokens")}
+
     def model(self, seed: int) -> nn.Module:
         """The model with a head drawn from a seed, without dropout, in memory of its own."""
         torch.manual_seed(seed)
@@ -137,7 +141,7 @@ def _real(data: str, model: str, *numbers: int) -> Task:
 ENOUGH = 1_000_000  # examples: all of them
 FULL = {
     "reviews": _real("reviews", "minilm-l6", 200, 16, 48, ENOUGH, ENOUGH),
-    "boolq": _real("boolq", "minilm-l6", 160, 16, 80, ENOUGH, ENOUGH),
+    "boolq": _real("boolq", "minilm-l6", 120, 16, 64, ENOUGH, ENOUGH),
     "asdiv": _real("asdiv", "smollm2-135m", 120, 8, 128, ENOUGH, ENOUGH),
 }
 SMALL = {

@@ -1,0 +1,121 @@
+"""The tables of README and docs/quality.md: accuracy of each method, beside memory and time of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.quality import comparing, plan
+from benchmarks.quality.comparing import Summary
+from benchmarks.quality.jobs import NONE, Job
+from benchmarks.quality.ledger import ORDER
+from benchmarks.quality.plan import PRESETS
+from benchmarks.quality.report import accuracy, difference
+from benchmarks.report import format_bytes
+
+Row = Mapping[str, str]
+Load = Callable[[str], list[dict[str, str]]]
+Markdown = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+
+PRESET = PRESETS["full"]
+DATA = {"reviews": "film reviews", "boolq": "BoolQ", "asdiv": "ASDiv"}
+SHOWN = (
+    NONE, "full", "LoRA r=8", "LoRA r=2", "BitFit", "R-Mask", "PaFi", "Fish", "D3, static", "ID3", "ID3, every 15",
+    "LoRA r=8 + ID3",
+)  # fmt: skip
+Known = dict[tuple[str, str, float], Summary]
+
+
+def _known(load: Load) -> tuple[list[Summary], dict[Job, dict[str, str]]]:
+    ledger = {Job.of(row): row for row in load("quality.csv")}
+    return comparing.summaries(PRESET, ledger), ledger
+
+
+def _by(found: Sequence[Summary]) -> Known:
+    return {(each.cell.data, each.cell.method, each.cell.share): each for each in found}
+
+
+def _machine(ledger: Mapping[Job, Row]) -> str:
+    machines = dict.fromkeys(f"{row['cpu']}, torch {row['torch']}" for row in ledger.values())
+    return "; ".join(machines)
+
+
+def _runs(ledger: Mapping[Job, Row]) -> str:
+    """How far the comparison has come."""
+    total = plan.expected(PRESET, ledger)
+    return f"{len(ledger)} runs" if len(ledger) == total else f"{len(ledger)} of about {total} runs so far"
+
+
+def readme_table(load: Load, markdown: Markdown) -> str:
+    """The usual budget: accuracy, scalars, state and time of a step."""
+    found, ledger = _known(load)
+    by, speeds = _by(found), {row["method"]: row for row in load("quality_speed.csv")}
+    full = float(speeds["full"]["forward_backward_seconds"]) + float(speeds["full"]["optimizer_seconds"])
+    lines = []
+    for method in SHOWN:
+        share = next((each.cell.share for each in found if each.cell.method == method), 0.0)
+        cells = [by.get((data, method, share)) for data in DATA]
+        if any(cells):
+            lines.append([method, *map(_accuracy, cells), *_cost(speeds.get(method), full)])
+    title = (
+        f"Does it train as well? Accuracy in %, mean ± deviation of {PRESET.seeds} seeds: all-MiniLM-L6-v2 on reviews "
+        f"of unseen films and on BoolQ, SmolLM2-135M on word problems; budget {PRESET.shares[0]:.1%}, learning rates "
+        f"tuned for each row ({_machine(ledger)}; `python -m benchmarks.quality --preset full`, {_runs(ledger)}, "
+        "`benchmarks/results/quality.csv`; cost on the reviews, `quality_speed.csv`):"
+    )
+    header = ("", *DATA.values(), "scalars trained", "optimizer state", "optimizer ms", "step, of full")
+    return f"{title}\n\n" + markdown(header, lines)
+
+
+def _accuracy(found: Summary | None) -> str:
+    return "" if found is None else accuracy(found)
+
+
+def _cost(speed: Row | None, full: float) -> list[str]:
+    if speed is None:
+        return ["0", "", "", ""]
+    optimizer, rest = float(speed["optimizer_seconds"]), float(speed["forward_backward_seconds"])
+    return [
+        f"{int(speed['trained']):,}",
+        format_bytes(float(speed["state_bytes"])),
+        f"{1e3 * optimizer:.1f}",
+        f"{(optimizer + rest) / full:.2f}",
+    ]
+
+
+def budgets_table(load: Load, markdown: Markdown) -> str:
+    """All methods and budgets, with ID3's lead over each and its p-value."""
+    found, ledger = _known(load)
+    by, against = _by(found), comparing.against_ours(found, PRESET)
+    order = sorted({(each.cell.share, each.cell.method) for each in found}, key=_place)
+    lines = []
+    for share, method in order:
+        cells = [by.get((data, method, share)) for data in DATA]
+        rates = ", ".join("" if each is None else f"{each.lr:g}" for each in cells).strip(", ")
+        label = f"{method}, {share:.1%}" if share else method
+        lines.append([label, *map(_accuracy, cells), *difference(against.get((method, share))), rates])
+    title = (
+        f"Accuracy in % on the test part, mean ± deviation of {PRESET.seeds} seeds; {_machine(ledger)}; "
+        f"{_runs(ledger)} (`benchmarks/results/quality.csv`):"
+    )
+    header = ("", *DATA.values(), "ID3 leads by", "wins", "p", "learning rates")
+    return f"{title}\n\n" + markdown(header, lines)
+
+
+def _place(key: tuple[float, str]) -> tuple[float, int]:
+    return key[0], ORDER[key[1]]
+
+
+def scores_table(load: Load, markdown: Markdown) -> str:
+    """Accuracy on film reviews by exponent and eps, ID3 at the usual budget."""
+    found, ledger = _known(load)
+    usual = [each for each in found if (each.cell.data, each.cell.method) == ("reviews", "ID3")]
+    usual = [each for each in usual if each.cell.share == PRESET.shares[0]]
+    cells = {(each.cell.exp, each.cell.eps): each for each in [*usual, *comparing.of_score(PRESET, ledger)]}
+    lines = []
+    for exp in PRESET.exps:
+        row = [cells.get((exp, eps if exp else 1.0)) for eps in PRESET.epss]
+        lines.append([f"exp = {exp:g}", *map(_accuracy, row)])
+    return markdown(("", *(f"eps = {eps:g}" for eps in PRESET.epss)), lines)
+
+
+TABLES = {"methods by budget": budgets_table, "exponent and eps": scores_table}
