@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 
+from benchmarks import ROOT
 from benchmarks.quality.jobs import Job
 from benchmarks.quality.tasks import Task
 
@@ -51,6 +53,8 @@ def work_off(
         Exception: whatever a run raised; the others under way are abandoned.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # of the new processes, before they load torch
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # new processes get this path; at its end, so that installed packages come first
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (os.getpid(),)) as pool:
         under_way: dict[Future[dict[str, str]], Job] = {}
