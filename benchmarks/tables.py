@@ -7,7 +7,7 @@ import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks import ROOT, delta_tables, suite_tables
+from benchmarks import ROOT, delta_tables, quality_tables, suite_tables
 from benchmarks.report import RESULTS, format_bytes
 
 Row = dict[str, str]
@@ -205,6 +205,7 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {**TABLES, **OPTIONAL},
     "docs/deltas.md": _bound(DELTAS),
     "docs/benchmarks.md": _bound(suite_tables.TABLES),
+    "docs/quality.md": _bound(quality_tables.TABLES),
 }
 
 

@@ -31,7 +31,7 @@ class Preset:
     Attributes:
         tasks: by data set.
         seeds: how many, from 0 on.
-        shares: budgets, as shares of the base model's scalars.
+        shares: budgets, as shares of the base model's scalars, the usual one first.
         tries: learning rates of seed 0, an odd number.
         extend: whether to go beyond them while the best one is at an end.
         exps, epss: of the D3 score, of which all pairs are tried on film reviews.
@@ -54,15 +54,21 @@ PRESETS = {
 
 def cells(preset: Preset) -> Iterator[Job]:
     """A job of each cell, learning rate and seed left open (0), what matters most first."""
-    encoders = [name for name, task in preset.tasks.items() if not task.causal]
-    causal = [name for name, task in preset.tasks.items() if task.causal]
     for share in preset.shares:
-        for method, way in METHODS.items():
-            if share == preset.shares[0] or (way.budget and (not way.adapter or share in ADAPTER_SHARES)):
-                yield from (_cell(data, method, share) for data in encoders)
-        if share == preset.shares[0]:
-            yield from (_cell(data, NONE, 0.0) for data in preset.tasks)
-            yield from (_cell(data, method, share) for data in causal for method in MATH)
+        usual = share == preset.shares[0]
+        for data, task in preset.tasks.items():
+            if usual:
+                yield _cell(data, NONE, 0.0)
+            if usual or task.budgets:
+                yield from (_cell(data, method, share) for method in _methods(task, None if usual else share))
+
+
+def _methods(task: Task, share: float | None) -> list[str]:
+    """The methods that are run on a data set: all, or those with a budget that can be so large a share."""
+    names = MATH if task.causal else tuple(METHODS)
+    if share is None:
+        return list(names)
+    return [name for name in names if METHODS[name].budget and (not METHODS[name].adapter or share in ADAPTER_SHARES)]
 
 
 def _cell(data: str, method: str, share: float) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Task:
         tokens: longer examples are cut; of two texts, the second one.
         validation, test: at most so many examples of these parts.
         fisher: examples that the scores of the FISH mask are computed from.
+        budgets: whether budgets besides the usual one are compared.
     """
 
     load: Callable[[], Split]
@@ -43,6 +44,7 @@ class Task:
     validation: int
     test: int
     fisher: int = 1024  # as in the paper's baseline
+    budgets: bool = field(default=False, kw_only=True)
 
     def settings(self) -> dict[str, str]:
         """What a row says of them; rows with others are of another comparison."""
@@ -132,16 +134,17 @@ def _problems(examples: list[Example], tokenizer: Any, tokens: int) -> Encoded:
     return Encoded(prompts, answers, examples)
 
 
-def _real(data: str, model: str, *numbers: int) -> Task:
+def _real(data: str, model: str, *numbers: int, budgets: bool = False) -> Task:
     work = WORKLOADS[model]
     assert work.tokenizer is not None
-    return Task(SOURCES[data].load, work.make, work.tokenizer, work.task == CAUSAL, *numbers)
+    made = Task(SOURCES[data].load, work.make, work.tokenizer, work.task == CAUSAL, *numbers)
+    return replace(made, budgets=budgets)
 
 
 ENOUGH = 1_000_000  # examples: all of them
 FULL = {
-    "reviews": _real("reviews", "minilm-l6", 200, 16, 48, ENOUGH, ENOUGH),
-    "boolq": _real("boolq", "minilm-l6", 120, 16, 64, ENOUGH, ENOUGH),
+    "reviews": _real("reviews", "minilm-l6", 200, 16, 48, ENOUGH, ENOUGH, budgets=True),
+    "boolq": _real("boolq", "minilm-l6", 300, 32, 64, ENOUGH, ENOUGH),
     "asdiv": _real("asdiv", "smollm2-135m", 120, 8, 128, ENOUGH, ENOUGH),
 }
 SMALL = {

@@ -109,10 +109,11 @@ def test_id3_is_compared_at_the_same_budget_over_all_pairs(ledger):
     by = {(each.cell.data, each.cell.method, each.cell.share): each.accuracies for each in found}
     for (method, share), one in against.items():
         budget = share or FULL.shares[0]
-        ours = [*by["reviews", "ID3", budget], *by["boolq", "ID3", budget]]
-        theirs = [*by["reviews", method, share], *by["boolq", method, share]]
-        assert one == compare(ours, theirs)
-        assert one.pairs == 6
+        both = ("reviews", "boolq") if budget == FULL.shares[0] else ("reviews",)
+        ours = [value for data in both for value in by[data, "ID3", budget]]
+        theirs = [value for data in both for value in by[data, method, share]]
+        assert repr(one) == repr(compare(ours, theirs))  # of fewer than six pairs p is NaN, which equals nothing
+        assert one.pairs == 3 * len(both)
 
 
 def test_cells_without_all_seeds_are_left_out(ledger):
