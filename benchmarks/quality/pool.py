@@ -50,7 +50,7 @@ def work_off(
         until: of `time.monotonic`: no run begins after it.
 
     Raises:
-        Exception: whatever a run raised; the others under way are abandoned.
+        Exception: whatever a run raised; the others under way are abandoned, those done at the same time come first.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # of the new processes, before they load torch
     if str(ROOT) not in sys.path:
@@ -67,7 +67,7 @@ def work_off(
                 if not under_way:
                     return
                 done, _ = concurrent.futures.wait(under_way, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
+                for future in sorted(done, key=lambda each: each.exception() is not None):
                     job = under_way.pop(future)
                     yield job, future.result()
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -146,7 +147,7 @@ def _fisher(job: Job, model: nn.Module, parts: Parts, task: Task, folder: Path =
     wanted = {name for name, _ in trainable(model)["body"]}
     kept = {name: value.contiguous() for name, value in scores.items() if name in wanted}
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{id(path)}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
     save_file(kept, partial)
     partial.replace(path)
     return kept
