@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,9 +135,9 @@ def train(job: Job, task: Task, device: str = "cpu", after: Callable[[int], obje
     )
 
 
-def _fisher(job: Job, model: nn.Module, parts: Parts, task: Task, folder: Path = CACHE) -> dict[str, Tensor]:
+def _fisher(job: Job, model: nn.Module, parts: Parts, task: Task) -> dict[str, Tensor]:
     """Scores of a fresh model, which all runs of a seed share; kept in a file."""
-    path = folder / f"fisher-{job.data}-{task.tokens}-{task.fisher}-{job.seed}.safetensors"
+    path = CACHE / f"fisher-{job.data}-{task.tokens}-{task.fisher}-{job.seed}.safetensors"
     if path.exists():
         return load_file(path)
     order = batches.in_random_order(parts.train, 1, job.seed)
@@ -146,7 +145,7 @@ def _fisher(job: Job, model: nn.Module, parts: Parts, task: Task, folder: Path =
     scores = fisher_scores(model, rows, min(task.fisher, len(parts.train)), progress=False)
     wanted = {name for name, _ in trainable(model)["body"]}
     kept = {name: value.contiguous() for name, value in scores.items() if name in wanted}
-    folder.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     save_file(kept, partial)
     partial.replace(path)
