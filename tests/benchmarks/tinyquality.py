@@ -3,14 +3,18 @@
 All functions stand in the module, so that new processes can load them.
 """
 
+import functools
 import random
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.quality import running
 from benchmarks.quality.data import Example, Split
 from benchmarks.quality.jobs import EPS, EXP, NONE, Job
 from benchmarks.quality.methods import METHODS
@@ -107,10 +111,10 @@ def numbers():
     return Split(made[:56], made[56:64], made[64:])
 
 
-TEXTS = Task(reviews, make_bert, tokenizer, False, steps=20, batch=8, tokens=16, validation=16, test=16, fisher=8)
+TEXTS = Task(reviews, make_bert, tokenizer, False, steps=12, batch=8, tokens=16, validation=16, test=16, fisher=8)
 PAIRS = replace(TEXTS, load=pairs, tokens=12)
 NUMBERS = Task(
-    numbers, make_llama, tokenizer_without_padding, True, steps=20, batch=8, tokens=16, validation=8, test=8, fisher=8
+    numbers, make_llama, tokenizer_without_padding, True, steps=12, batch=8, tokens=16, validation=8, test=8, fisher=8
 )
 PRESET = Preset({"reviews": TEXTS, "asdiv": NUMBERS}, 2, (0.05,), 3, True, (0.0, 1.0), (1.0,))
 
@@ -122,6 +126,15 @@ def job(method, data="reviews", share=0.05, lr=1e-2, seed=0):
     way = METHODS[method]
     exp, eps = (EXP, EPS) if way.scored else (0.0, 0.0)
     return Job(data, method, share if way.budget else 0.0, lr, seed, exp, eps)
+
+
+@functools.cache
+def trained(method, data):
+    """What a run of TEXTS ("reviews") or NUMBERS ("asdiv") leaves; all tests share it, none changes it."""
+    lr = 1e-3 if method == "full" else 1e-2
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(running, "CACHE", Path(folder))
+        return running.train(job(method, data, lr=lr), PRESET.tasks[data])
 
 
 def untimed(row):
