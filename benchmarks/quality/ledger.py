@@ -9,6 +9,7 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.report import write_csv
 from benchmarks.suites import read_csv
 
+NUMBERS = ("validation", "test", "validation_loss", "test_loss")
 ORDER = {name: place for place, name in enumerate((NONE, *METHODS))}
 
 
@@ -27,6 +28,10 @@ class Ledger(dict[Job, dict[str, str]]):
         self.path = path
         for number, row in enumerate(read_csv(path) if path.exists() else [], 2):
             try:
+                if None in row or None in row.values():
+                    raise ValueError("as many cells as columns")
+                for name in NUMBERS:
+                    float(row[name])
                 self[Job.of(row)] = row
             except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: expected a row of this benchmark ({error!r})") from error
