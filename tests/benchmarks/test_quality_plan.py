@@ -17,7 +17,15 @@ from benchmarks.quality.plan import LADDER, MATH, MATH_EXP, PRESETS, Preset, cel
 from benchmarks.quality.tasks import SMALL
 
 TASKS = {"reviews": TEXTS, "boolq": PAIRS, "asdiv": NUMBERS}
-FULL = Preset(TASKS, 3, (0.005, 0.001, 0.02), 3, True, (0.0, 0.5, 1.0, 2.0), (0.01, 0.1, 1.0))
+FULL = Preset(
+    {**TASKS, "reviews": replace(TASKS["reviews"], budgets=True)},
+    3,
+    (0.005, 0.001, 0.02),
+    3,
+    True,
+    (0.0, 0.5, 1.0, 2.0),
+    (0.01, 0.1, 1.0),
+)
 ONE = Preset({"asdiv": NUMBERS}, 3, (0.005,), 3, True, (), ())  # few cells, no other scores
 CELL = Job("asdiv", "ID3", 0.005, 0.0, 0, MATH_EXP, EPS)
 
@@ -180,7 +188,7 @@ def test_pending_runs_are_in_the_order_of_the_cells_and_none_comes_twice():
     assert len(ready) == len(set(ready))
     places = {replace(cell, lr=0.0): place for place, cell in enumerate(cells(FULL))}
     assert [places[replace(job, lr=0.0)] for job in ready] == sorted(places[replace(job, lr=0.0)] for job in ready)
-    assert {job.data for job in ready[:6]} == {"reviews", "boolq"}
+    assert list(dict.fromkeys(job.data for job in ready)) == list(TASKS)
 
 
 def test_each_budget_and_who_has_one():
@@ -194,6 +202,7 @@ def test_each_budget_and_who_has_one():
             assert shares[method] == {0.005, 0.001}
         else:
             assert shares[method] == {0.005, 0.001, 0.02}
+    assert {c.share for c in found if c.data == "boolq"} == {0.0, 0.005}
     assert {c.method for c in found if c.data == "asdiv"} == {NONE, *MATH}
     assert {c.share for c in found if c.data == "asdiv"} == {0.0, 0.005}
     assert Counter(c.data for c in found if c.method == NONE) == Counter(list(TASKS))
