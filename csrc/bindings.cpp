@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "buffers.h"
 #include "cpu/lists.h"
 #include "cpu/parallel.h"
 #include "cpu/scan.h"
@@ -15,30 +16,6 @@ namespace py = pybind11;
 
 namespace selective {
 namespace {
-
-using Address = std::uint64_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// A contiguous buffer of 8-byte items seen as an array of structs.
-template <class Struct>
-struct Table {
-  explicit Table(const py::buffer& buffer) : info(buffer.request()) {
-    const std::int64_t bytes = info.size * info.itemsize;
-    if (info.ndim != 1 || bytes % static_cast<std::int64_t>(sizeof(Struct)) != 0) {
-      throw py::value_error("table: expected whole rows of " + std::to_string(sizeof(Struct)) + " bytes, got " +
-                            std::to_string(bytes) + " bytes");
-    }
-    data = static_cast<const Struct*>(info.ptr);
-    size = bytes / static_cast<std::int64_t>(sizeof(Struct));
-  }
-  py::buffer_info info;
-  const Struct* data;
-  std::int64_t size;
-};
 
 struct PyAges {
   Address chosen;

@@ -18,11 +18,11 @@ struct Float16 {
 
 namespace {
 
-inline float widen(float x) { return x; }
+SELECTIVE_HD inline float widen(float x) { return x; }
 
-inline float widen(BFloat16 x) { return float_of(static_cast<std::uint32_t>(x.bits) << 16); }
+SELECTIVE_HD inline float widen(BFloat16 x) { return float_of(static_cast<std::uint32_t>(x.bits) << 16); }
 
-inline float widen(Float16 x) {
+SELECTIVE_HD inline float widen(Float16 x) {
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) {  // inf and NaN keep their mantissa; a signalling NaN becomes quiet, as in hardware
@@ -36,22 +36,22 @@ inline float widen(Float16 x) {
 }
 
 template <class T>
-T narrow(float x);
+SELECTIVE_HD T narrow(float x);
 
 template <>
-inline float narrow<float>(float x) {
+SELECTIVE_HD inline float narrow<float>(float x) {
   return x;
 }
 
 template <>
-inline BFloat16 narrow<BFloat16>(float x) {
+SELECTIVE_HD inline BFloat16 narrow<BFloat16>(float x) {
   const std::uint32_t bits = bits_of(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((bits >> 16) | 0x0040u)};
   return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
 template <>
-inline Float16 narrow<Float16>(float x) {
+SELECTIVE_HD inline Float16 narrow<Float16>(float x) {
   const std::uint32_t bits = bits_of(x);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -67,31 +67,34 @@ inline Float16 narrow<Float16>(float x) {
   return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
 }
 
-inline std::uint32_t raw_bits(float x) { return bits_of(x); }
-inline std::uint32_t raw_bits(BFloat16 x) { return x.bits; }
-inline std::uint32_t raw_bits(Float16 x) { return x.bits; }
+SELECTIVE_HD inline std::uint32_t raw_bits(float x) { return bits_of(x); }
+SELECTIVE_HD inline std::uint32_t raw_bits(BFloat16 x) { return x.bits; }
+SELECTIVE_HD inline std::uint32_t raw_bits(Float16 x) { return x.bits; }
 
 template <class T>
-T from_raw_bits(std::uint32_t bits);
+SELECTIVE_HD T from_raw_bits(std::uint32_t bits);
 
 template <>
-inline float from_raw_bits<float>(std::uint32_t bits) {
+SELECTIVE_HD inline float from_raw_bits<float>(std::uint32_t bits) {
   return float_of(bits);
 }
 template <>
-inline BFloat16 from_raw_bits<BFloat16>(std::uint32_t bits) {
+SELECTIVE_HD inline BFloat16 from_raw_bits<BFloat16>(std::uint32_t bits) {
   return {static_cast<std::uint16_t>(bits)};
 }
 template <>
-inline Float16 from_raw_bits<Float16>(std::uint32_t bits) {
+SELECTIVE_HD inline Float16 from_raw_bits<Float16>(std::uint32_t bits) {
   return {static_cast<std::uint16_t>(bits)};
 }
 
 }  // namespace
 
-// Calls f with a value of the storage type that `dtype` names.
+// Calls f with a value of the storage type that `dtype` names. Where it is called, host or device, f runs.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
 template <class F>
-inline auto with_dtype(DType dtype, F&& f) {
+SELECTIVE_HD inline auto with_dtype(DType dtype, F&& f) {
   switch (dtype) {
     case DType::bfloat16:
       return f(BFloat16{});

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
+
 namespace selective {
 
 // Where a score comes from. Python passes these numbers (selective_kernels/score.py).
@@ -24,7 +26,7 @@ struct Score {
   std::uint64_t seed;  // random only
 };
 
-inline Kind kind_of(const Score& score) {
+SELECTIVE_HD inline Kind kind_of(const Score& score) {
   switch (score.family) {
     case Family::product:
       return Kind::product;
@@ -45,17 +47,19 @@ inline Kind kind_of(const Score& score) {
 }
 
 // Which arrays a score is computed from. With Kind::given the "gradients" are the scores themselves.
-constexpr bool reads_grad(Kind kind) { return kind != Kind::magnitude && kind != Kind::random; }
-constexpr bool reads_param(Kind kind) { return kind != Kind::zero && kind != Kind::random && kind != Kind::given; }
-constexpr bool grads_are_gradients(Kind kind) { return reads_grad(kind) && kind != Kind::given; }
+SELECTIVE_HD constexpr bool reads_grad(Kind kind) { return kind != Kind::magnitude && kind != Kind::random; }
+SELECTIVE_HD constexpr bool reads_param(Kind kind) {
+  return kind != Kind::zero && kind != Kind::random && kind != Kind::given;
+}
+SELECTIVE_HD constexpr bool grads_are_gradients(Kind kind) { return reads_grad(kind) && kind != Kind::given; }
 
 namespace {
 
-inline float square_root(float x) { return std::sqrt(x); }
+SELECTIVE_HD inline float square_root(float x) { return std::sqrt(x); }
 
 // (|theta| + eps)^exp; F is float or a vector of floats. Not for Kind::zero, whose power is one.
 template <Kind E, class F>
-inline F power(F theta_abs, F eps) {
+SELECTIVE_HD inline F power(F theta_abs, F eps) {
   static_assert(E == Kind::half || E == Kind::one || E == Kind::two, "a power without pow()");
   const F d = theta_abs + eps;
   if constexpr (E == Kind::half) return square_root(d);
@@ -64,7 +68,7 @@ inline F power(F theta_abs, F eps) {
 }
 
 template <Kind E, class F>
-inline F d3(F grad_abs, F theta_abs, F eps) {
+SELECTIVE_HD inline F d3(F grad_abs, F theta_abs, F eps) {
   if constexpr (E == Kind::zero) {
     return grad_abs;
   } else {
@@ -73,18 +77,18 @@ inline F d3(F grad_abs, F theta_abs, F eps) {
 }
 
 // Any other exponent: pow in double, rounded once.
-inline float d3_any(float grad_abs, float theta_abs, float eps, double exponent) {
+SELECTIVE_HD inline float d3_any(float grad_abs, float theta_abs, float eps, double exponent) {
   const float d = theta_abs + eps;
   return grad_abs / static_cast<float>(std::pow(static_cast<double>(d), exponent));
 }
 
-inline std::uint32_t bits_of(float x) {
+SELECTIVE_HD inline std::uint32_t bits_of(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
-inline float float_of(std::uint32_t bits) {
+SELECTIVE_HD inline float float_of(std::uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
@@ -93,30 +97,30 @@ inline float float_of(std::uint32_t bits) {
 constexpr std::uint32_t kLargestBits = 0x7f7fffffu;  // of the largest finite float32
 
 // Smallest |theta| first: its bits in reverse. Zero, so not selectable, for the largest float32, inf and NaN.
-inline std::uint32_t magnitude_key(std::uint32_t theta_abs_bits) {
+SELECTIVE_HD inline std::uint32_t magnitude_key(std::uint32_t theta_abs_bits) {
   return theta_abs_bits < kLargestBits ? kLargestBits - theta_abs_bits : 0;
 }
 
 // A bijection of 32-bit numbers that spreads every bit of its input over the output (two multiply-xorshift rounds).
-inline std::uint32_t mix32(std::uint32_t x) {
+SELECTIVE_HD inline std::uint32_t mix32(std::uint32_t x) {
   x = (x ^ (x >> 16)) * 0x21f0aaadu;
   x = (x ^ (x >> 15)) * 0xd35a2d97u;
   return x ^ (x >> 15);
 }
 
-inline std::uint64_t mix64(std::uint64_t x) {  // splitmix64's finalizer
+SELECTIVE_HD inline std::uint64_t mix64(std::uint64_t x) {  // splitmix64's finalizer
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   return x ^ (x >> 31);
 }
 
-inline std::uint64_t tensor_salt(std::uint64_t seed, std::uint64_t tensor) {
+SELECTIVE_HD inline std::uint64_t tensor_salt(std::uint64_t seed, std::uint64_t tensor) {
   return mix64(mix64(seed + 0x9e3779b97f4a7c15u) + (tensor + 1) * 0x9e3779b97f4a7c15u);
 }
 
 // Bits of the random score of an entry: a hash of seed, tensor and offset, so that no number is ever drawn or stored.
 // 30 random bits over normal numbers from 2^-63 to 2^65, whose order is their bits' order.
-inline std::uint32_t random_key(std::uint64_t salt, std::uint32_t offset) {
+SELECTIVE_HD inline std::uint32_t random_key(std::uint64_t salt, std::uint32_t offset) {
   const std::uint32_t x = mix32(offset ^ static_cast<std::uint32_t>(salt));
   return (mix32(x + static_cast<std::uint32_t>(salt >> 32)) >> 2) + 0x20000000u;
 }

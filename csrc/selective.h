@@ -8,42 +8,11 @@
 #include <cstdint>
 
 #include "convert.h"
+#include "filter.h"
+#include "row.h"
 #include "update.h"
 
 namespace selective {
-
-constexpr std::int32_t kTile = 4096;      // entries that a visit of the scan handles at once; tiles never straddle tensors
-constexpr std::int64_t kNormBlock = 4096;  // entries per float64 partial sum of the gradient norm
-
-// One tensor of a table. Python fills it as 7 x int64. Rows come in ascending `id`; offsets[begin:end) are the sorted
-// flat positions in this tensor of the index list that travels with the table.
-struct Row {
-  std::uint64_t param;   // address of numel entries of dtype; aligned to the entry size
-  std::uint64_t grad;    // address of numel entries of dtype, or 0 where nothing reads gradients
-  std::int64_t numel;    // 0 <= numel < 2^31
-  std::int64_t dtype;    // DType
-  std::int64_t id;       // position of the tensor in the global order (C1)
-  std::int64_t begin;    // first entry of this tensor in the index list
-  std::int64_t end;      // one past its last entry
-};
-
-// What a visit keeps: score >= threshold (> 0), score < upper, and, when `exact` is false, found by a conservative
-// prefilter without division or pow.
-struct Filter {
-  Kind kind;
-  double exponent;
-  float eps;
-  float threshold;
-  float upper;
-  bool exact;
-  float scaled;      // prefilter: |g| >= scaled * (|theta| + eps)^exponent
-  float log_limit;   // prefilter for Kind::any: bits(|g|) >= log_limit + log_slope * bits(|theta| + eps)
-  float log_slope;
-  float largest;     // Kind::magnitude: |theta| of a score that reaches the threshold is at most this
-  float least;       // |g| of a score that reaches the threshold is at least this, whatever theta is; 0: not known
-};
-
-Filter make_filter(const Score& score, float threshold, float upper);
 
 // One tile of a tensor. in: grad, param [size], of which those are read that the filter's kind reads, and of param only
 // the entries with |g| >= filter.least where these are few; selected [n_selected], sorted, absolute offsets >= base, may

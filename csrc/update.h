@@ -28,8 +28,8 @@ struct SgdCoefficients {
 namespace {
 
 // step_size = lr / (1 - beta1^t) and correction2 = sqrt(1 - beta2^t), t counted per tensor or per entry (C6).
-inline void adam_update(float grad, float& exp_avg, float& exp_avg_sq, float& theta, float step_size,
-                        float correction2, const AdamCoefficients& c) {
+SELECTIVE_HD inline void adam_update(float grad, float& exp_avg, float& exp_avg_sq, float& theta, float step_size,
+                                     float correction2, const AdamCoefficients& c) {
   grad = grad + c.l2 * theta;
   theta = theta * c.keep;
   exp_avg = exp_avg + c.one_minus_beta1 * (grad - exp_avg);
@@ -39,7 +39,7 @@ inline void adam_update(float grad, float& exp_avg, float& exp_avg_sq, float& th
 }
 
 // `first`: the buffer starts as the gradient itself, without dampening, as in torch.
-inline void sgd_update(float grad, float& buffer, float& theta, bool first, const SgdCoefficients& c) {
+SELECTIVE_HD inline void sgd_update(float grad, float& buffer, float& theta, bool first, const SgdCoefficients& c) {
   grad = grad + c.weight_decay * theta;
   const float started = c.momentum * buffer + c.one_minus_dampening * grad;
   buffer = first ? grad : started;
@@ -47,7 +47,7 @@ inline void sgd_update(float grad, float& buffer, float& theta, bool first, cons
   theta = theta - c.lr * direction;
 }
 
-inline void sgd_update_plain(float grad, float& theta, const SgdCoefficients& c) {
+SELECTIVE_HD inline void sgd_update_plain(float grad, float& theta, const SgdCoefficients& c) {
   grad = grad + c.weight_decay * theta;
   theta = theta - c.lr * grad;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../groups.h"
 #include "../selective.h"
 
 namespace selective {
@@ -26,14 +27,6 @@ struct Ages {
   const std::int64_t* missed_starts;   // [number of tensors + 1] slices of missed_steps by tensor id
   const std::int32_t* missed_steps;    // ascending per tensor: steps in which the tensor had no gradient
   std::int32_t now;                    // the current step (from 0)
-};
-
-struct AdamGroup {
-  double lr, beta1, beta2, eps, decay, l2;  // decay: decoupled weight decay; l2: weight decay in the gradient
-};
-
-struct SgdGroup {
-  double lr, momentum, dampening, weight_decay, nesterov;  // nesterov: 0 or 1
 };
 
 struct EntryArrays {

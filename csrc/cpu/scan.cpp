@@ -13,7 +13,6 @@ namespace selective {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr std::int64_t kTilesPerTask = 16;
 constexpr std::int64_t kLine = 16;           // entries; a sampled line is one or two cache lines
@@ -25,7 +24,6 @@ constexpr std::int64_t kMostSamples = 4096;
 constexpr std::int64_t kWantedPerSample = 64;
 constexpr std::int64_t kFewestSamples = 32;  // below this many a threshold is not worth having
 constexpr std::int64_t kSampleRoom = 1024;   // of the sample's pool
-constexpr double kSlack = 1e-6;              // of the prefilter: above the rounding of three float32 operations
 
 const char* element(std::uint64_t address, DType dtype, std::int64_t i) {
   const std::int64_t size = dtype == DType::float32 ? 4 : 2;
@@ -68,34 +66,6 @@ struct Worker {
 };
 
 }  // namespace
-
-Filter make_filter(const Score& score, float threshold, float upper) {
-  const double p = score.exponent;
-  Filter f{};
-  f.kind = kind_of(score);
-  f.exponent = p;
-  f.eps = score.eps;
-  f.threshold = threshold;
-  f.upper = upper;
-  f.exact = true;
-  f.largest = float_of(magnitude_key(bits_of(threshold)));  // the key is its own inverse
-  if (score.family != Family::d3) return f;
-  if (p >= 0 && threshold == kInfinity) f.least = kLargest;  // nothing is wanted but to know of inf and NaN
-  // Subnormal products round too coarsely for a relative slack; then each entry is scored exactly.
-  const double least_power = std::pow(static_cast<double>(score.eps), std::max(p, 0.0));
-  f.exact = !(threshold >= 0x1p-120f && threshold * least_power >= 0x1p-120 && threshold < kInfinity);
-  if (f.exact) return f;
-  // A parameter of zero asks least of the gradient, unless a larger one asks less. Twice the slack: two more roundings.
-  const double least = threshold * (1.0 - kSlack) * least_power * (1.0 - kSlack);
-  if (p >= 0) f.least = static_cast<float>(std::min<double>(least, kLargest));
-  f.scaled = static_cast<float>(threshold * (1.0 - kSlack));
-  // A float's bits, read as an integer, are 2^23 (127 + log2 x - e) with 0 <= e < 0.0861. A negative exponent may
-  // make the power subnormal, which rounds by up to a factor of two.
-  const double slack = 0.0861 * (1.0 + std::max(-p, 0.0)) + 1e-3 * (1.0 + std::abs(p)) + (p < 0 ? 1.0 : 0.0);
-  f.log_slope = static_cast<float>(p);
-  f.log_limit = static_cast<float>(0x1p23 * (std::log2(static_cast<double>(threshold)) + 127.0 - 127.0 * p - slack));
-  return f;
-}
 
 std::uint64_t Scan::salt_of(const Row& row) const {
   return score_.family == Family::random ? tensor_salt(score_.seed, static_cast<std::uint64_t>(row.id)) : 0;

@@ -40,12 +40,6 @@ void count_ages(const Ages& ages, std::int64_t tensor, const Task& task, std::in
   }
 }
 
-AdamCoefficients coefficients_of(const AdamGroup& g) {
-  return {static_cast<float>(1.0 - g.beta1), static_cast<float>(g.beta2),
-          static_cast<float>(1.0 - g.beta2), static_cast<float>(g.eps),
-          static_cast<float>(1.0 - g.lr * g.decay), static_cast<float>(g.l2)};
-}
-
 // lr / (1 - beta1^age) and sqrt(1 - beta2^age) for ages up to max_age, or to where both stop changing.
 struct AgeTable {
   std::vector<float> step_sizes{0.0f};
@@ -111,9 +105,8 @@ void adam_list(const Row* rows, std::int64_t n, const std::int64_t* groups_of, c
       span.corrections2 = table.corrections2.data();
       span.max_age = static_cast<std::int32_t>(table.step_sizes.size()) - 1;
     } else {
-      const double step = static_cast<double>(steps[r]);
-      span.step_size = static_cast<float>(group.lr / (1.0 - std::pow(group.beta1, step)));
-      span.correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(group.beta2, step)));
+      span.step_size = step_size_of(group, steps[r]);
+      span.correction2 = correction2_of(group, steps[r]);
     }
   }
   run(rows, n, spans, arrays, ages, threads, [&](AdamSpan& span, std::int64_t first) {
@@ -133,9 +126,7 @@ void sgd_list(const Row* rows, std::int64_t n, const std::int64_t* groups_of, co
     span.dtype = static_cast<DType>(rows[r].dtype);
     span.clip = clip;
     span.first = ages == nullptr && steps[r] == 1;
-    span.coefficients = {static_cast<float>(group.lr), static_cast<float>(group.momentum),
-                         static_cast<float>(1.0 - group.dampening), static_cast<float>(group.weight_decay),
-                         group.nesterov != 0.0};
+    span.coefficients = coefficients_of(group);
   }
   run(rows, n, spans, arrays, ages, threads, [&](SgdSpan& span, std::int64_t first) {
     span.buffer = span.coefficients.momentum == 0.0f ? nullptr : arrays.exp_avg + first;

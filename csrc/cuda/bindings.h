@@ -1,0 +1,20 @@
+// What the bindings of all CUDA kernels share.
+#pragma once
+
+#include <cstdint>
+#include <tuple>
+
+#include "../buffers.h"
+#include "launch.cuh"
+
+namespace selective::cuda {
+
+// Device, stream (an address, 0 for the default one), and the room's address and size in bytes.
+using PyPlace = std::tuple<int, Address, Address, std::int64_t>;
+
+inline Place place_of(const PyPlace& place) {
+  const auto& [device, stream, room, size] = place;
+  return {device, reinterpret_cast<cudaStream_t>(stream), at<char>(room), size};
+}
+
+}  // namespace selective::cuda

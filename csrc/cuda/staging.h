@@ -1,0 +1,36 @@
+// Small tables on their way from the host to a device, without waiting.
+#pragma once
+
+#include "launch.cuh"
+
+namespace selective {
+
+// Copies `bytes` bytes to device memory, in the order of the place's stream; `source` may change at once. The place's
+// device is the current one.
+void send(const Place& place, void* target, const void* source, std::size_t bytes);
+
+// Hands out parts of a place's room, one after the other, for tables and intermediate results.
+class Room {
+ public:
+  explicit Room(const Place& place) : place_(place) {}
+  // Aligned to 16 bytes. Throws if the room that Python gave is too small.
+  template <class T>
+  T* take(std::int64_t items) {
+    return static_cast<T*>(take_bytes(items * static_cast<std::int64_t>(sizeof(T))));
+  }
+
+ private:
+  void* take_bytes(std::int64_t bytes) {
+    const std::int64_t begin = used_;
+    used_ += (bytes + 15) / 16 * 16;
+    if (used_ > place_.size) {
+      throw std::invalid_argument("room: expected " + std::to_string(used_) + " bytes or more, got " +
+                                  std::to_string(place_.size));
+    }
+    return place_.room + begin;
+  }
+  const Place& place_;
+  std::int64_t used_ = 0;
+};
+
+}  // namespace selective
