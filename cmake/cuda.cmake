@@ -53,7 +53,6 @@ target_include_directories(_native_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIR
 target_compile_options(_native_cuda PRIVATE
   "$<$<COMPILE_LANGUAGE:CUDA>:${CUDA_FLAGS}>" "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-Wall;-Wextra>")
 string(REPLACE ";" " " CUDA_ARCHITECTURES_TEXT "${SELECTIVE_KERNELS_CUDA_ARCHITECTURES}")
-target_compile_definitions(_native_cuda PRIVATE
-  SELECTIVE_CUDA_MODULE=_native_cuda "SELECTIVE_CUDA_ARCHITECTURES=\"${CUDA_ARCHITECTURES_TEXT}\"")
+target_compile_definitions(_native_cuda PRIVATE "SELECTIVE_CUDA_ARCHITECTURES=\"${CUDA_ARCHITECTURES_TEXT}\"")
 pybind11_strip(_native_cuda)
 install(TARGETS _native_cuda DESTINATION selective_kernels)

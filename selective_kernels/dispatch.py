@@ -1,7 +1,8 @@
 """Which backend serves which operation on which device: one table, one environment variable.
 
-Backends: "cpu" (compiled C++), "triton" (CUDA tensors; CPU tensors only in Triton's interpreter, to test) and
-"reference" (PyTorch, any device). `backend="auto"` takes the first of the device's list that is available;
+Backends: "cpu" (compiled C++), "triton" (CUDA tensors; CPU tensors only in Triton's interpreter, to test), "cuda"
+(compiled CUDA C++ for CUDA tensors; experimental: by name only, since no GPU has run it yet) and "reference" (PyTorch,
+any device). `backend="auto"` takes the first of the device's list that is available;
 `SELECTIVE_KERNELS_BACKEND` replaces "auto" everywhere. A backend that is asked for by name and missing raises; when
 "auto" has to skip one, it says so once.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selective_kernels import _native, _triton
+from selective_kernels import _cuda, _native, _triton
 
 if TYPE_CHECKING:
     from selective_kernels.table import Table
@@ -32,8 +33,9 @@ OPS = {
 HOST_OPS = {"gaps": ("encode_gaps", "decode_gaps")}  # on what files hold: no table, and no tensors on a device
 MODULE_OF = {op: module for module, ops in OPS.items() for op in ops}
 HOST_MODULE_OF = {op: module for module, ops in HOST_OPS.items() for op in ops}
-BACKENDS = ("cpu", "triton", "reference")
-DEFERRING = ("triton",)  # backends whose kernels look at flags on the device, so that nobody has to wait for them
+BACKENDS = ("cpu", "triton", "cuda", "reference")
+ON_GPUS = ("triton", "cuda")
+DEFERRING = ON_GPUS  # backends whose kernels look at flags on the device, so that nobody has to wait for them
 
 
 def _order(device_type: str) -> tuple[str, ...]:
@@ -47,6 +49,8 @@ def unavailable(backend: str, device: torch.device | str) -> str:
     device = torch.device(device)
     if backend == "triton":
         return _triton.unavailable(device)
+    if backend == "cuda":
+        return _cuda.unavailable(device)
     if device.type != "cpu":
         return f"its kernels work on CPU tensors, these are on {device.type!r}"
     return _native.load()[1]
@@ -111,16 +115,16 @@ def implementation(op: str, device: torch.device, backend: str = "auto") -> Any:
 def resolve_host(backend: str = "auto") -> str:
     """The name of the backend that serves the operations on what files hold; see `resolve` for the errors.
 
-    They have no GPU kernels: SELECTIVE_KERNELS_BACKEND=triton leaves "auto" as it is.
+    They have no GPU kernels: SELECTIVE_KERNELS_BACKEND=triton or =cuda leaves "auto" as it is.
 
     Raises:
-        ValueError: "triton" was asked for by argument.
+        ValueError: a backend for GPUs was asked for by argument.
     """
-    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") in ("auto", "triton"):
+    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") in ("auto", *ON_GPUS):
         # A model has many short lists, so what "auto" almost always means is found first.
         return _first_of_order("cpu") if _native.load()[1] else "cpu"
-    if backend == "triton":
-        raise ValueError("backend: expected 'auto', 'cpu' or 'reference' for what files hold, got 'triton'")
+    if backend in ON_GPUS:
+        raise ValueError(f"backend: expected 'auto', 'cpu' or 'reference' for what files hold, got {backend!r}")
     return resolve("cpu", backend)
 
 
@@ -174,7 +178,8 @@ def available() -> str:
         if not module.has_openmp():
             threads = "1 thread (built without OpenMP)"
         cpu = f"available, instruction set {module.isa()} (of {', '.join(module.available_isas())}), {threads}"
-    return f"cpu: {cpu}\ntriton: {_triton.describe()}\nreference: available (PyTorch, any device)"
+    on_gpus = f"triton: {_triton.describe()}\ncuda: {_cuda.describe()}"
+    return f"cpu: {cpu}\n{on_gpus}\nreference: available (PyTorch, any device)"
 
 
 def _name_or_reason(choose: Callable[[], str]) -> str:

@@ -14,6 +14,10 @@
 
 namespace py = pybind11;
 
+#if !defined(SELECTIVE_CUDA_ARCHITECTURES)
+#define SELECTIVE_CUDA_ARCHITECTURES ""  // the emulation has none
+#endif
+
 namespace selective::cuda {
 namespace {
 
@@ -114,7 +118,7 @@ void bind_updates(py::module_& m) {
 }  // namespace
 }  // namespace selective::cuda
 
-PYBIND11_MODULE(SELECTIVE_CUDA_MODULE, m) {
+PYBIND11_MODULE(_native_cuda, m) {
   using namespace selective::cuda;
   m.doc() = "CUDA kernels; see csrc/cuda/lists.h for the contract";
   m.def("driver_version", [] { return version(cudaDriverGetVersion, "cudaDriverGetVersion"); });

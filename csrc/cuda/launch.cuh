@@ -1,7 +1,7 @@
 // How everything here talks to the device: calls whose status becomes an exception, launches, the chosen device.
 //
-// Device code uses only what the emulation of the device in the tests has, too; that emulation brings a cuda_runtime.h
-// and a `launch` of its own.
+// Device code uses only what the emulation of the device in the tests has, too, whose cuda_runtime.h takes the place of
+// the toolkit's there.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -70,7 +70,18 @@ inline dim3 grid_of(std::int64_t blocks) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
-#if defined(__CUDACC__)
+#if defined(SELECTIVE_EMULATION)
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t,
+            Arguments&&... arguments) {
+  emulation::launch(kernel, grid, block, shared, std::forward<Arguments>(arguments)...);
+}
+
+#elif defined(__CUDACC__)
+
+// An array in the memory that a block's threads share.
+#define SELECTIVE_SHARED(type, name, count) __shared__ type name[count]
 
 // Enqueues a kernel; arguments are converted to the types of its parameters.
 template <class... Parameters, class... Arguments>
@@ -87,6 +98,6 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
       values);
 }
 
-#endif  // else: the emulation's
+#endif
 
 }  // namespace selective

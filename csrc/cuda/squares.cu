@@ -17,7 +17,7 @@ __device__ inline double sum_of_block(double mine, double* shared) {
 }
 
 __global__ void square_kernel(Rows rows, const float* grads, double* sums) {
-  __shared__ double shared[kThreads];
+  SELECTIVE_SHARED(double, shared, kThreads);
   const Span span = span_of(rows, blockIdx.x, kNormBlock);
   double mine = 0.0;
   for (std::int64_t i = span.begin + threadIdx.x; i < span.end; i += kThreads) {
@@ -28,7 +28,7 @@ __global__ void square_kernel(Rows rows, const float* grads, double* sums) {
 }
 
 __global__ void total_kernel(const double* sums, std::int64_t n, double* total) {
-  __shared__ double shared[kThreads];
+  SELECTIVE_SHARED(double, shared, kThreads);
   double mine = 0.0;
   for (std::int64_t i = threadIdx.x; i < n; i += kThreads) mine += sums[i];
   const double sum = sum_of_block(mine, shared);

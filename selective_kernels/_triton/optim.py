@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selective_kernels._triton.ages import corrections_of
+from selective_kernels.ages import corrections_of
 from selective_kernels._triton.rows import BLOCK, N_COLUMNS, OPTIONS, Rows, on_device
 from selective_kernels._triton.updates import (
     AGES,

@@ -26,7 +26,8 @@ from selective_kernels import (
     square_sum,
     swap_,
 )
-from selective_kernels._triton import ages, indexing, merging, optim
+from selective_kernels import ages
+from selective_kernels._triton import indexing, merging, optim
 from selective_kernels.hostcopy import to_device
 from selective_kernels.testing import assert_same_index
 

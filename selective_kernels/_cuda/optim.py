@@ -1,0 +1,85 @@
+"""Sparse optimizer updates on CUDA kernels: one launch for all tensors and groups."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selective_kernels._cuda import native
+from selective_kernels._cuda.place import address, place_for
+from selective_kernels.ages import Corrections, corrections_of
+from selective_kernels.index import SparseIndex
+from selective_kernels.optim import NORM_BLOCK, AdamGroup, Ages, SgdGroup, Update
+from selective_kernels.table import Table
+
+
+def _ages(ages: Ages, update: Update, corrections: Corrections | None, betas: Sequence[tuple[float, float]]) -> Any:
+    """The native view of the ages of an update's tensors; without corrections nobody asks for any."""
+    missed = [ages.missed.get(i, ()) for i in update.tensors]
+    starts = array("q", accumulate((len(steps) for steps in missed), initial=0))
+    steps = array("i", [step for each in missed for step in each])
+    if corrections is None:
+        first, second, places = 0, 0, [(0, 0)] * len(betas)
+    else:
+        first, second = corrections.first.data_ptr(), corrections.second.data_ptr()
+        places = [corrections.places[pair] for pair in betas]
+    flat = array("q", [number for pair in places for number in pair])
+    return native().Ages(ages.chosen.data_ptr(), starts, steps, ages.now, first, second, flat)
+
+
+def _run(
+    kernel: Any,
+    update: Update,
+    groups: Sequence[Sequence[float]],
+    state: tuple[Tensor | None, Tensor | None],
+    corrections: Corrections | None = None,
+    betas: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Calls a native step; `state` is the optimizer's per-entry state."""
+    if not update.tensors or not update.index.count:
+        return
+    ages, missed = None, 0
+    if update.ages is not None:
+        ages = _ages(update.ages, update, corrections, betas)
+        missed = sum(len(update.ages.missed.get(i, ())) for i in update.tensors)
+    clip = update.clip if isinstance(update.clip, Tensor) else None
+    arrays = [update.index.offsets, update.grads, *state, update.master, clip, update.skip]
+    place = place_for(update.table.device, len(update.tensors), 4 * missed)
+    kernel(
+        place.where,
+        update.table.rows(update.index, update.tensors),
+        array("q", [update.group_of[i] for i in update.tensors]),
+        array("q", [update.steps[i] for i in update.tensors]),
+        array("d", [value for group in groups for value in group]),
+        [address(each) for each in arrays],
+        1.0 if clip is not None else float(update.clip),
+        ages,
+    )
+
+
+def adam_(update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[AdamGroup]) -> None:
+    """See `selective_kernels.optim.adam_`."""
+    corrections, betas = None, [(group.beta1, group.beta2) for group in groups]
+    if update.ages is not None and update.index.count:
+        corrections = corrections_of(betas, update.ages.now + 1, update.table.device)
+    _run(native().adam, update, groups, (exp_avg, exp_avg_sq), corrections, betas)
+
+
+def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup]) -> None:
+    """See `selective_kernels.optim.sgd_`."""
+    _run(native().sgd, update, groups, (momentum_buffer, None), betas=[(0.0, 0.0)] * len(groups))
+
+
+def square_sum(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> Tensor:
+    """See `selective_kernels.optim.square_sum`."""
+    total = torch.zeros((), dtype=torch.float64, device=table.device)
+    if tensors and index.count:
+        partial = 8 * (index.count // NORM_BLOCK + len(tensors))
+        place = place_for(table.device, len(tensors), partial)
+        native().square_sum(place.where, table.rows(index, tensors), grads.data_ptr(), total.data_ptr())
+    return total
