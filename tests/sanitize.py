@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "sanitize"
-# Triton's kernels are not built here, and an exception that torch throws ends a process with the runtime preloaded.
-LEFT_OUT = ("test_triton_*", "test_spread_devices")
+# Triton's kernels are not built here.
+LEFT_OUT = ("test_triton_*",)
 OPTIONS = {
     # Python and torch keep memory until the process ends.
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:strict_string_checks=1",
@@ -27,17 +27,20 @@ OPTIONS = {
 
 
 def runtime() -> str:
-    """Path of the compiler's AddressSanitizer runtime.
+    """What is loaded first: the compiler's AddressSanitizer runtime, and the C++ library, since the runtime looks for
+    what throws exceptions when it starts.
 
     Raises:
-        SystemExit: the compiler does not have it as a shared library.
+        SystemExit: the compiler does not have them as shared libraries.
     """
-    compiler = os.environ.get("CXX", "c++")
-    command = (compiler, "-print-file-name=libasan.so")
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(found).is_absolute():
-        raise SystemExit(f"{compiler} has no libasan.so: install GCC's libasan, or name a GCC in CXX")
-    return str(Path(found).resolve())
+    compiler, paths = os.environ.get("CXX", "c++"), []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = (compiler, f"-print-file-name={name}")
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if not Path(found).is_absolute():
+            raise SystemExit(f"{compiler} has no {name}: install GCC's libasan, or name a GCC in CXX")
+        paths.append(str(Path(found).resolve()))
+    return " ".join(paths)
 
 
 def build() -> None:
