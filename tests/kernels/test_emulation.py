@@ -1,4 +1,4 @@
-"""The emulation of a device that CUDA kernels are tested on: it computes what a GPU would, and sees what one would not."""
+"""The emulation of a device that CUDA kernels are tested on: results like a GPU's, and complaints where it has none."""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ What is built is kept by a hash of everything that it depends on, so that only a
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sysconfig
@@ -13,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -97,3 +100,14 @@ def build_module(*, sanitized: bool = False) -> Path:
     sources = sorted([*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "cuda").glob("*.cpp")])
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
     return build("_native_cuda", sources, [f"-isystem{each}" for each in includes], sanitized=sanitized, suffix=suffix)
+
+
+@functools.cache
+def load_module(*, sanitized: bool = False) -> Any:
+    """`build_module`, imported; under its own name, so that it does not take the place of the installed one."""
+    spec = importlib.util.spec_from_file_location("_native_cuda", build_module(sanitized=sanitized))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
