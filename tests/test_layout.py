@@ -15,7 +15,7 @@ KERNELS = sorted((ROOT / "selective_kernels").rglob("*.py"))
 PEFT = sorted((ROOT / "python" / "selective_peft").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp"))
+NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
 LONGEST = 300  # lines; a file past that is two ideas
 STANDARD = {"__future__", "array", "collections", "dataclasses", "functools", "importlib", "itertools", "math"}
 STANDARD |= {
@@ -170,10 +170,28 @@ def test_native_code_includes_no_torch():
         assert not [name for name in includes if re.match(r"(torch|ATen|c10)/", name)], relative(path)
 
 
-def test_cpu_kernels_know_python_in_the_bindings_only():
+def test_kernels_know_python_in_the_bindings_only():
     for path in NATIVE:
         uses = re.search(r"pybind11|Python\.h", path.read_text(encoding="utf-8"))
-        assert bool(uses) == (path.name == "bindings.cpp"), relative(path)
+        assert not uses or "bindings" in path.name or path.name == "buffers.h", relative(path)
+
+
+def test_gpu_kernels_include_nothing_of_the_cpu_kernels():
+    """Each of the two modules is built of its own folder and of what both share."""
+    for path in NATIVE:
+        other = {"cuda": "cpu/", "cpu": "cuda/"}.get(path.parent.name, "cuda/")
+        includes = re.findall(r"#include\s+\"([^\"]+)", path.read_text(encoding="utf-8"))
+        assert not [name for name in includes if other in name], relative(path)
+
+
+def test_the_status_of_every_cuda_call_is_looked_at():
+    """What may fail stands in `check(...)`, or its status is kept and compared."""
+    for path in (ROOT / "csrc" / "cuda").iterdir():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            calls = re.findall(r"\bcuda[A-Z]\w*(?=\()", line.partition("//")[0])
+            unchecked = set(calls) - {"cudaGetLastError", "cudaGetErrorName", "cudaGetErrorString"}
+            undoing = re.search(r"if \(.*\) cuda(SetDevice|EventDestroy)\(", line)  # on the way out of an error
+            assert not unchecked or undoing or re.search(r"\bcheck\(|status = ", line), f"{relative(path)}: {line}"
 
 
 @pytest.mark.parametrize("path", [*KERNELS, *PEFT, *BENCHMARKS, *TESTS, *NATIVE], ids=relative)
@@ -183,11 +201,11 @@ def test_files_stay_small(path):
 
 
 def test_every_native_source_is_built():
-    """CMake holds the only list of sources; one that it lacks would not be missed by the compiler."""
-    cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    """CMake holds the only lists of sources; one that they lack would not be missed by the compiler."""
     for path in NATIVE:
-        if path.suffix == ".cpp":
-            assert re.search(rf"\b{path.stem}\b", cmake), relative(path)
+        if path.suffix in (".cpp", ".cu"):
+            cmake = ROOT / ("cmake/cuda.cmake" if path.parent.name == "cuda" else "CMakeLists.txt")
+            assert re.search(rf"\b{path.stem}\b", cmake.read_text(encoding="utf-8")), relative(path)
 
 
 def test_every_package_is_installed():

@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from cudatests import CUDA_AVAILABLE, CUDA_DEVICE, on_cuda_kernels
 from tritontests import AVAILABLE, DEVICE, at_home
 
 from selective_kernels import Score, SparseIndex, dispatch
@@ -32,8 +33,8 @@ TRITON = not dispatch.unavailable("triton", "cpu")
 PATHS = [(isa, 2) for isa in isa_paths()] + [(isa_paths()[0], 1), (isa_paths()[0], 7)]
 
 
-def on_triton(function: Callable[[], Any]) -> Any:
-    """What a function gives if "auto" means Triton; an error if the function names the compiled kernels instead."""
+def on_backend(name: str, function: Callable[[], Any]) -> Any:
+    """What a function gives if "auto" means a backend for GPUs; an error if it names the CPU kernels instead."""
     resolve, found = dispatch.resolve, set()
 
     def recorded(device: torch.device | str, backend: str = "auto") -> str:
@@ -41,12 +42,12 @@ def on_triton(function: Callable[[], Any]) -> Any:
         return resolve(device, backend)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, "triton")
+        patch.setenv(ENVIRONMENT_VARIABLE, name)
         patch.setattr(dispatch, "resolve", recorded)
         result = function()
     # The reference may be asked, too, to check a result.
-    assert "triton" in found, f"expected a call of Triton's kernels, got {found}"
-    assert "cpu" not in found, "expected Triton's kernels, got compiled ones: backend='cpu' in a function for all paths"
+    assert name in found, f"expected a call of kernels of {name}, got {found}"
+    assert "cpu" not in found, f"expected kernels of {name}, got compiled ones: backend='cpu' in a function for all"
     return result
 
 
@@ -73,7 +74,7 @@ def everywhere() -> Callable[..., dict[str, Any]]:
             with use_isa(isa), num_threads(threads):
                 results[f"{isa}, {threads} threads"] = function()
         if TRITON and triton:
-            results["triton"] = on_triton(function)
+            results["triton"] = on_backend("triton", function)
         return results
 
     return run
@@ -81,17 +82,20 @@ def everywhere() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def on_every_backend(everywhere: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """on_every_backend(f): what f(backend, device) gives on each path of the compiled kernels, in PyTorch and on Triton
-    kernels, where these are: on a GPU or in the interpreter. All of it is brought to the CPU.
+    """on_every_backend(f): what f(backend, device) gives on each path of the compiled kernels, in PyTorch, and on Triton
+    and CUDA kernels, where these are: on a GPU, in the interpreter, in the emulation. All of it is brought to the CPU.
 
-    `triton=False` leaves Triton out, which takes the interpreter some 4 ms per 1024 entries.
+    `triton=False` leaves Triton out, which takes the interpreter some 4 ms per 1024 entries; `cuda=False` CUDA.
     """
 
-    def run(function: Callable[[str, str], Any], triton: bool = True) -> dict[str, Any]:
+    def run(function: Callable[[str, str], Any], triton: bool = True, cuda: bool = True) -> dict[str, Any]:
         results = everywhere(lambda: function("cpu", "cpu"), triton=False)
         results["reference"] = function("reference", "cpu")
         if AVAILABLE and triton:
             results["triton"] = at_home(function("triton", DEVICE))
+        if CUDA_AVAILABLE and cuda:
+            with on_cuda_kernels():
+                results["cuda"] = at_home(function("cuda", CUDA_DEVICE))
         return results
 
     return run

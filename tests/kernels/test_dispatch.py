@@ -53,6 +53,7 @@ def test_every_operation_has_every_backend(op, backend):
     function = dispatch.implementation(op, torch.device("cpu"), backend)
     assert ("_cpu" in function.__module__) is (backend == "cpu")
     assert ("_triton" in function.__module__) is (backend == "triton")
+    assert ("_cuda" in function.__module__) is (backend == "cuda")
 
 
 @pytest.mark.parametrize("backend", THERE)
@@ -73,12 +74,12 @@ def test_the_argument_comes_before_the_variable(monkeypatch):
 def test_c14_unknown_backends_are_refused(monkeypatch):
     """C14: by argument and by variable; the message says which it was."""
     with pytest.raises(
-        ValueError, match=r"^backend: expected 'auto' or one of \['cpu', 'triton', 'reference'\], got 'gpu'$"
+        ValueError, match=r"^backend: expected 'auto' or one of \['cpu', 'triton', 'cuda', 'reference'\], got 'gpu'$"
     ):
         small_topk("gpu")
     monkeypatch.setenv(VARIABLE, "tpu")
     with pytest.raises(
-        ValueError, match=rf"^{VARIABLE}: expected 'auto' or one of \['cpu', 'triton', 'reference'\], got 'tpu'$"
+        ValueError, match=rf"^{VARIABLE}: expected 'auto' or one of \['cpu', 'triton', 'cuda', 'reference'\], got 'tpu'$"
     ):
         small_topk()
 
@@ -98,7 +99,7 @@ def test_auto_without_native_module_warns_once_and_works(without_native):
 def test_c14_forced_without_native_module_raises(without_native, monkeypatch):
     """C14: the message lists what is there and why the rest is not; nothing else is used in silence."""
     missing = rf"backend='cpu' is not available: {MISSING}\ncpu: not available: {MISSING}"
-    expected = rf"^{missing}\ntriton: .*\nreference: available"
+    expected = rf"^{missing}\ntriton: .*\ncuda: .*\nreference: available"
     with pytest.raises(RuntimeError, match=expected):
         small_topk("cpu")
     monkeypatch.setenv(VARIABLE, "cpu")
@@ -132,7 +133,8 @@ def test_explain_names_threads_and_instruction_set(monkeypatch):
                 assert lines[0] == f"{VARIABLE}=auto"
                 assert lines[1].startswith(f"cpu: available, instruction set {isa} (of {', '.join(isa_paths())}), 3 ")
                 assert lines[2].startswith("triton: ")
-                assert lines[3] == "reference: available (PyTorch, any device)"
+                assert lines[3].startswith("cuda: ")
+                assert lines[4] == "reference: available (PyTorch, any device)"
     assert {f"cpu tensors: {op} -> cpu" for op in dispatch.MODULE_OF} < set(lines)
     assert {f"other tensors: {op} -> reference" for op in dispatch.MODULE_OF} < set(lines)
     monkeypatch.setenv(VARIABLE, "reference")

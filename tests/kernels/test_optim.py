@@ -33,8 +33,8 @@ INTERPRETED_STORIES = {
 @pytest.mark.parametrize("overwrite", [False, True], ids=["", "overwritten"])
 def test_c6_c7_equals_dense_restricted(on_every_backend, name, dtype, per_entry, overwrite):
     """C6: torch's result on the selected entries, to rounding; the master copy of a parameter that somebody wrote to
-    follows it. C7: the others keep every bit. All instruction sets and thread counts give the same bits, and Triton's
-    kernels, too, unless step sizes come by age."""
+    follows it. C7: the others keep every bit. All instruction sets and thread counts give the same bits, and kernels
+    for GPUs, too, unless step sizes come by age."""
     story = Story(dtype, overwrite=overwrite)
     expected, masks = oracle(KINDS[name], story, per_entry)
     on_triton = not INTERPRETED or (overwrite and (name, dtype, per_entry) in INTERPRETED_STORIES)
@@ -42,6 +42,8 @@ def test_c6_c7_equals_dense_restricted(on_every_backend, name, dtype, per_entry,
     first = next(iter(results.values()))
     for path, result in results.items():
         if path == "reference" or (path == "triton" and per_entry):
+            continue
+        if path == "cuda" and per_entry and name.startswith("adam"):
             continue
         for actual, other in zip(result.arrays(), first.arrays(), strict=True):
             assert_bitwise_equal(actual, other, path)
@@ -111,7 +113,7 @@ def test_c9_square_sum_is_the_same_everywhere(on_every_backend):
         for path, found in on_every_backend(run).items():
             assert (found.dtype, found.shape) == (torch.float64, ())
             # The others add within a block in an order of their own.
-            tolerance = 1e-12 if path in ("triton", "reference") else 0.0
+            tolerance = 1e-12 if path in ("triton", "cuda", "reference") else 0.0
             assert float(found) == pytest.approx(expected, rel=tolerance, abs=0.0), path
 
 
