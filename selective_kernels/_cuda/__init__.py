@@ -1,8 +1,7 @@
-"""The operations on compiled CUDA kernels, for CUDA tensors. Arguments are checked by the public functions that dispatch
-here.
+"""The operations on compiled CUDA kernels, for CUDA tensors. Arguments are checked by the functions that dispatch here.
 
-Experimental: no GPU has run these kernels yet, so that "auto" never takes them. Tests run them on CPU tensors, built for
-an emulation of the device; see `emulate`.
+Experimental: no GPU has run these kernels yet, so that "auto" never takes them. Tests run them on CPU tensors, built
+for an emulation of the device; see `emulate`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selective_kernels.ages import corrections_of
 from selective_kernels._triton.rows import BLOCK, N_COLUMNS, OPTIONS, Rows, on_device
 from selective_kernels._triton.updates import (
     AGES,
@@ -21,6 +20,7 @@ from selective_kernels._triton.updates import (
     sgd_kernel,
     square_kernel,
 )
+from selective_kernels.ages import corrections_of
 from selective_kernels.hostcopy import to_device
 from selective_kernels.index import SparseIndex
 from selective_kernels.optim import NORM_BLOCK, AdamGroup, Ages, SgdGroup, Update

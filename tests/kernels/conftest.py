@@ -82,8 +82,8 @@ def everywhere() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def on_every_backend(everywhere: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """on_every_backend(f): what f(backend, device) gives on each path of the compiled kernels, in PyTorch, and on Triton
-    and CUDA kernels, where these are: on a GPU, in the interpreter, in the emulation. All of it is brought to the CPU.
+    """on_every_backend(f): what f(backend, device) gives on each path of the compiled kernels, in PyTorch, and on
+    kernels for GPUs, where these are: on one, in the interpreter, in the emulation. All of it is brought to the CPU.
 
     `triton=False` leaves Triton out, which takes the interpreter some 4 ms per 1024 entries; `cuda=False` CUDA.
     """

@@ -79,7 +79,8 @@ def test_c14_unknown_backends_are_refused(monkeypatch):
         small_topk("gpu")
     monkeypatch.setenv(VARIABLE, "tpu")
     with pytest.raises(
-        ValueError, match=rf"^{VARIABLE}: expected 'auto' or one of \['cpu', 'triton', 'cuda', 'reference'\], got 'tpu'$"
+        ValueError,
+        match=rf"^{VARIABLE}: expected 'auto' or one of \['cpu', 'triton', 'cuda', 'reference'\], got 'tpu'$",
     ):
         small_topk()
 

@@ -17,6 +17,7 @@ from selective_kernels import (
     Table,
     Update,
     adam_,
+    ages,
     gather,
     gather_bits,
     gather_grads,
@@ -26,7 +27,6 @@ from selective_kernels import (
     square_sum,
     swap_,
 )
-from selective_kernels import ages
 from selective_kernels._triton import indexing, merging, optim
 from selective_kernels.hostcopy import to_device
 from selective_kernels.testing import assert_same_index

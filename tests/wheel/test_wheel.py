@@ -18,6 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).with_name("smoke.py")
+NVCC = shutil.which("nvcc") is not None  # then the build has the CUDA module, too
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "cmake", "ninja", "make")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="wheels are built and inspected on Linux")
@@ -43,17 +44,31 @@ def wheel(built):
     return found
 
 
-def module_of(wheel):
+def modules_of(wheel):
+    """Contents of the compiled modules, by name."""
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if ".so" in name]
-        return name, archive.read(name)
+        names = [name for name in archive.namelist() if ".so" in name]
+        return {Path(name).name.partition(".")[0]: archive.read(name) for name in names}
+
+
+def native_of(content):
+    from elftools.elf.elffile import ELFFile
+
+    elf = ELFFile(io.BytesIO(content))
+    needed = {tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
+    return needed, [symbol for symbol in elf.get_section_by_name(".dynsym").iter_symbols()]
 
 
 def test_sdist_holds_the_sources_and_nothing_else(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp")}
+    sources = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "csrc").rglob("*")
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh")
+    }
+    sources.add("cmake/cuda.cmake")
     assert sources <= names
     assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
     assert not [name for name in names if name.endswith((".so", ".o", ".csv", ".safetensors"))]
@@ -67,22 +82,26 @@ def test_wheel_holds_every_module(wheel):
             assert str(path.relative_to(folder)) in names
         assert f"{package}/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "csrc"))]
-    assert wheel.stat().st_size < 2e6
+    modules = modules_of(wheel)
+    assert set(modules) == ({"_native_cpu", "_native_cuda"} if NVCC else {"_native_cpu"})
+    assert len(modules["_native_cpu"]) < 2e6
+    assert wheel.stat().st_size < (60e6 if NVCC else 2e6)
 
 
-def test_native_module_needs_neither_torch_nor_an_own_openmp(wheel):
-    """torch's copy of libgomp serves the kernels too: a second one would start threads of its own."""
-    from elftools.elf.elffile import ELFFile
-
+def test_native_modules_need_neither_torch_nor_cuda_nor_an_own_openmp(wheel):
+    """torch's copy of libgomp serves the kernels too: a second one would start threads of its own. What the CUDA module
+    needs of CUDA is in it, and the driver is looked for when it is used."""
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if "libgomp" in name]
-    _, content = module_of(wheel)
-    elf = ELFFile(io.BytesIO(content))
-    needed = {tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
-    allowed = r"lib(stdc\+\+|m|gcc_s|gomp|c|pthread|dl)\.so\.\d+|ld-linux.*"
-    assert all(re.fullmatch(allowed, name) for name in needed), needed
-    symbols = [symbol.name for symbol in elf.get_section_by_name(".dynsym").iter_symbols()]
-    assert not [name for name in symbols if re.search(r"2at|3c10|5torch|THP", name)]
+    for module, content in modules_of(wheel).items():
+        needed, symbols = native_of(content)
+        allowed = r"lib(stdc\+\+|m|gcc_s|gomp|c|pthread|dl|rt)\.so\.\d+|ld-linux.*"
+        assert all(re.fullmatch(allowed, name) for name in needed), needed
+        assert ("libgomp.so.1" in needed) is (module == "_native_cpu")
+        assert not [each for each in symbols if re.search(r"2at|3c10|5torch|THP", each.name)]
+        # The runtime inside must not take the place of another library's copy, nor be replaced by one.
+        cuda = [each.name for each in symbols if re.match(r"cuda[A-Z]|__cuda", each.name)]
+        assert cuda == [], module
 
 
 def test_auditwheel_accepts_it(wheel):
