@@ -56,7 +56,7 @@ def native_of(content):
 
     elf = ELFFile(io.BytesIO(content))
     needed = {tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
-    return needed, [symbol for symbol in elf.get_section_by_name(".dynsym").iter_symbols()]
+    return needed, list(elf.get_section_by_name(".dynsym").iter_symbols())
 
 
 def test_sdist_holds_the_sources_and_nothing_else(built):
