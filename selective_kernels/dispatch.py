@@ -35,6 +35,7 @@ MODULE_OF = {op: module for module, ops in OPS.items() for op in ops}
 HOST_MODULE_OF = {op: module for module, ops in HOST_OPS.items() for op in ops}
 BACKENDS = ("cpu", "triton", "cuda", "reference")
 ON_GPUS = ("triton", "cuda")
+WHOLE_STEPS = ("cuda",)  # backends whose updates also do what comes before them, as one call
 DEFERRING = ON_GPUS  # backends whose kernels look at flags on the device, so that nobody has to wait for them
 
 
@@ -166,6 +167,11 @@ def serving(op: str, table: Table, backend: str = "auto") -> Any:
 def defers(device: torch.device, backend: str = "auto") -> bool:
     """Whether the backend that serves a device enqueues updates that look at a flag on the device before they run."""
     return resolve(device, backend) in DEFERRING
+
+
+def takes_whole_steps(table: Table, backend: str = "auto") -> bool:
+    """Whether the backend that serves a table does in one call what precedes an update, and the update."""
+    return not table.spread and resolve(table.device, backend) in WHOLE_STEPS
 
 
 def available() -> str:

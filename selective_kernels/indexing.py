@@ -10,6 +10,7 @@ from torch import Tensor
 from selective_kernels import dispatch
 from selective_kernels.checks import check_entries, check_index
 from selective_kernels.index import SparseIndex
+from selective_kernels.prelude import Insertion
 from selective_kernels.ranges import ranged
 from selective_kernels.table import Table, as_table
 
@@ -102,6 +103,14 @@ def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays, *, backend
     Raises:
         ValueError, TypeError: no room, or arrays of another size or device.
     """
+    check_merge(index, new, arrays)
+    dispatch.implementation("merge_", index.offsets.device, backend)(index, new, arrays)
+    if new.checked_for is not index.checked_for:
+        index.checked_for = None
+
+
+def check_merge(index: SparseIndex, new: SparseIndex, arrays: MergeArrays) -> None:
+    """Raises what `merge_` says."""
     total, device = index.count + new.count, index.offsets.device
     if new.n_tensors != index.n_tensors:
         raise ValueError(f"new: expected an index over {index.n_tensors} tensors, got one over {new.n_tensors}")
@@ -111,9 +120,30 @@ def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays, *, backend
         check_entries(data, None, total, device, f"arrays[{i}][0]")
         if fresh is not None:
             check_entries(fresh, data.dtype, new.count, device, f"arrays[{i}][1]")
-    dispatch.implementation("merge_", device, backend)(index, new, arrays)
+
+
+def begin_insertion(index: SparseIndex, new: SparseIndex, arrays: MergeArrays) -> Insertion:
+    """The first half of `merge_`, on the host: the index counts the new entries from now on.
+
+    The other half is `insert`, or an update that does it before; until then nobody may read offsets or arrays.
+
+    Raises:
+        ValueError, TypeError: see `merge_`.
+    """
+    check_merge(index, new, arrays)
+    insertion = Insertion(index, list(index.starts), new, arrays)
+    index.starts[:] = [a + b for a, b in zip(index.starts, new.starts, strict=True)]
     if new.checked_for is not index.checked_for:
         index.checked_for = None
+    return insertion
+
+
+@ranged("merge")
+def insert(insertion: Insertion, *, backend: str = "auto") -> None:
+    """The second half of `merge_`."""
+    index, starts, new, arrays = insertion
+    before = SparseIndex(index.offsets, starts)
+    dispatch.implementation("merge_", index.offsets.device, backend)(before, new, arrays)
 
 
 def _each(tensors: Sequence[Tensor] | Table, index: SparseIndex) -> list[tuple[Tensor, Tensor, slice]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from selective_kernels import dispatch
 from selective_kernels.checks import check_entries, check_index, check_numbers
 from selective_kernels.index import SparseIndex
+from selective_kernels.indexing import gather_grads, insert
+from selective_kernels.prelude import Before
 from selective_kernels.ranges import ranged
 from selective_kernels.table import Table
 
@@ -64,6 +66,8 @@ class Update:
         clip: factor on the gradients: a number, or float32, shape (), on the tensors' device, which nobody waits for.
         skip: int32, shape (1,), on the tensors' device: unless zero when the update runs, it changes nothing. None: it
             always runs.
+        before: what is done first; `index` counts what is inserted then, and `grads` holds what is gathered then.
+            None: nothing.
     """
 
     table: Table
@@ -76,6 +80,7 @@ class Update:
     ages: Ages | None = None
     clip: float | Tensor = 1.0
     skip: Tensor | None = None
+    before: Before | None = None
 
 
 def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: int) -> None:
@@ -104,6 +109,31 @@ def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: 
         check_entries(update.clip.reshape(-1), torch.float32, 1, device, "clip")
 
 
+def settled(update: Update, backend: str = "auto") -> Update:
+    """The update with nothing left to do before it, for backends that take an update alone."""
+    if update.before is None:
+        return update
+    insertion, gathering, clipping = update.before
+    clip = update.clip
+    if insertion is not None:
+        insert(insertion, backend=backend)
+    if gathering is not None:
+        grads, flag = gathering
+        gather_grads(update.table, update.index, update.tensors, grads, update.grads, flag=flag, backend=backend)
+    if clipping is not None:
+        total = square_sum(update.table, update.index, update.tensors, update.grads, backend=backend)
+        clip = (clipping.limit / (total.sqrt() + clipping.eps)).clamp(max=1.0).float()
+    return replace(update, clip=clip, before=None)
+
+
+def _taken(update: Update, backend: str) -> Update:
+    """The update as its backend takes it: with what is done before, or settled."""
+    if update.before is None:
+        return update
+    whole = dispatch.takes_whole_steps(update.table, backend) and update.index.checked_for is update.table.numels
+    return update if whole else settled(update, backend)
+
+
 def skipped(update: Update) -> bool:
     """Whether the update's flag says that it must change nothing; waits for the flag."""
     return update.skip is not None and bool(update.skip)
@@ -121,6 +151,7 @@ def adam_(
         groups: hyper-parameters by group number.
         backend: "auto", "cpu" or "reference".
     """
+    update = _taken(update, backend)
     check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
     dispatch.serving("adam_", update.table, backend)(update, exp_avg, exp_avg_sq, groups)
 
@@ -135,6 +166,7 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
         groups: hyper-parameters by group number.
         backend: "auto", "cpu" or "reference".
     """
+    update = _taken(update, backend)
     check_update(update, {"momentum_buffer": momentum_buffer}, len(groups))
     if momentum_buffer is None and any(group.momentum for group in groups):
         raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")

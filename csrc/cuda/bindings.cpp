@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -31,10 +32,39 @@ struct PyAges {
   py::buffer places;
 };
 
-template <class Group, class Step>
+// A merge, with its tables alive.
+struct PyMerge {
+  Address offsets;
+  py::buffer starts;
+  Address new_offsets;
+  py::buffer new_starts;
+  std::vector<std::pair<Address, Address>> arrays;
+};
+
+void plan_merge(Plan& plan, const PyMerge& merging) {
+  const Table<std::int64_t> starts(merging.starts);
+  const Table<std::int64_t> new_starts(merging.new_starts);
+  std::vector<MergeArray> views;
+  for (const auto& [data, fresh] : merging.arrays) {
+    views.push_back({at<std::uint32_t>(data), at<const std::uint32_t>(fresh)});
+  }
+  merge(plan, at<const std::int32_t>(merging.offsets), starts.data, at<const std::int32_t>(merging.new_offsets),
+        new_starts.data, starts.size - 1, views);
+}
+
+// What a step does before its update, in this order.
+struct PyBefore {
+  const PyMerge* merge;           // or null
+  std::optional<Address> flag;    // the selected gradients are gathered, and this flag is raised
+  std::optional<double> limit;    // the gradients are clipped to this norm
+  double eps;                     // of the clip factor
+};
+
+// `call` is one of the two updates.
+template <class Group, class Call>
 void step(const PyPlace& place, const py::buffer& row_buffer, const py::buffer& group_of_buffer,
           const py::buffer& step_buffer, const py::buffer& group_buffer, const std::vector<Address>& arrays, float clip,
-          const PyAges* ages, Step&& run) {
+          const PyAges* ages, const PyBefore* before, Call&& call) {
   const Table<Row> rows(row_buffer);
   const Table<std::int64_t> group_of(group_of_buffer);
   const Table<std::int64_t> steps(step_buffer);
@@ -42,16 +72,28 @@ void step(const PyPlace& place, const py::buffer& row_buffer, const py::buffer& 
   const UpdateArrays update{at<const std::int32_t>(arrays.at(0)), at<const float>(arrays.at(1)),
                             at<float>(arrays.at(2)), at<float>(arrays.at(3)), at<float>(arrays.at(4)), clip,
                             at<const float>(arrays.at(5)), at<const std::int32_t>(arrays.at(6))};
-  if (ages == nullptr) {
-    run(place_of(place), rows.data, rows.size, group_of.data, steps.data, groups.data, update, nullptr);
-    return;
+  Plan plan;
+  std::optional<std::size_t> clip_at;
+  if (before != nullptr) {
+    if (before->merge != nullptr) plan_merge(plan, *before->merge);
+    if (before->flag) {
+      gather_grads(plan, rows.data, rows.size, update.offsets, at<float>(arrays.at(1)),
+                   at<std::int32_t>(*before->flag));
+    }
+    if (before->limit) clip_at = clip_factor(plan, rows.data, rows.size, update.grads, {*before->limit, before->eps});
   }
-  const Table<std::int64_t> missed_starts(ages->missed_starts);
-  const Table<std::int32_t> missed_steps(ages->missed_steps);
-  const Table<std::int64_t> places(ages->places);
-  const Ages view{at<const std::int32_t>(ages->chosen), missed_starts.data, missed_steps.data, ages->now,
-                  at<const float>(ages->corrections1), at<const float>(ages->corrections2), places.data};
-  run(place_of(place), rows.data, rows.size, group_of.data, steps.data, groups.data, update, &view);
+  const std::size_t* clip_there = clip_at ? &*clip_at : nullptr;
+  if (ages == nullptr) {
+    call(plan, rows.data, rows.size, group_of.data, steps.data, groups.data, update, nullptr, clip_there);
+  } else {
+    const Table<std::int64_t> missed_starts(ages->missed_starts);
+    const Table<std::int32_t> missed_steps(ages->missed_steps);
+    const Table<std::int64_t> places(ages->places);
+    const Ages view{at<const std::int32_t>(ages->chosen), missed_starts.data, missed_steps.data, ages->now,
+                    at<const float>(ages->corrections1), at<const float>(ages->corrections2), places.data};
+    call(plan, rows.data, rows.size, group_of.data, steps.data, groups.data, update, &view, clip_there);
+  }
+  plan.run(place_of(place));
 }
 
 int version(cudaError_t (*query)(int*), const char* name) {
@@ -60,58 +102,75 @@ int version(cudaError_t (*query)(int*), const char* name) {
   return found;
 }
 
+// Runs a plan of one operation over the rows in a buffer.
+template <class Add>
+void planned(const PyPlace& place, const py::buffer& row_buffer, Add&& add) {
+  const Table<Row> rows(row_buffer);
+  Plan plan;
+  add(plan, rows.data, rows.size);
+  plan.run(place_of(place));
+}
+
 void bind_lists(py::module_& m) {
   m.attr("ROOM_PER_ROW") = kRoomPerRow;
   m.attr("LEAST_ROOM") = kLeastRoom;
   m.def("gather", [](const PyPlace& place, const py::buffer& row_buffer, Address offsets, Address out) {
-    const Table<Row> rows(row_buffer);
-    gather(place_of(place), rows.data, rows.size, at<const std::int32_t>(offsets), at<float>(out));
+    planned(place, row_buffer, [&](Plan& plan, const Row* rows, std::int64_t n) {
+      gather(plan, rows, n, at<const std::int32_t>(offsets), at<float>(out));
+    });
   });
   m.def("gather_bits", [](const PyPlace& place, const py::buffer& row_buffer, Address offsets, Address out) {
-    const Table<Row> rows(row_buffer);
-    gather_bits(place_of(place), rows.data, rows.size, at<const std::int32_t>(offsets), at<std::uint32_t>(out));
+    planned(place, row_buffer, [&](Plan& plan, const Row* rows, std::int64_t n) {
+      gather_bits(plan, rows, n, at<const std::int32_t>(offsets), at<std::uint32_t>(out));
+    });
   });
   m.def("gather_grads",
         [](const PyPlace& place, const py::buffer& row_buffer, Address offsets, Address out, Address flag) {
-          const Table<Row> rows(row_buffer);
-          gather_grads(place_of(place), rows.data, rows.size, at<const std::int32_t>(offsets), at<float>(out),
-                       at<std::int32_t>(flag));
+          planned(place, row_buffer, [&](Plan& plan, const Row* rows, std::int64_t n) {
+            gather_grads(plan, rows, n, at<const std::int32_t>(offsets), at<float>(out), at<std::int32_t>(flag));
+          });
         });
   m.def("scatter", [](const PyPlace& place, const py::buffer& row_buffer, Address offsets, Address values) {
-    const Table<Row> rows(row_buffer);
-    scatter(place_of(place), rows.data, rows.size, at<const std::int32_t>(offsets), at<const float>(values));
+    planned(place, row_buffer, [&](Plan& plan, const Row* rows, std::int64_t n) {
+      scatter(plan, rows, n, at<const std::int32_t>(offsets), at<const float>(values));
+    });
   });
   m.def("swap", [](const PyPlace& place, const py::buffer& row_buffer, Address offsets, Address bits) {
-    const Table<Row> rows(row_buffer);
-    swap(place_of(place), rows.data, rows.size, at<const std::int32_t>(offsets), at<std::uint32_t>(bits));
-  });
-  m.def("merge", [](const PyPlace& place, Address offsets, const py::buffer& start_buffer, Address new_offsets,
-                    const py::buffer& new_start_buffer, const std::vector<std::pair<Address, Address>>& arrays) {
-    const Table<std::int64_t> starts(start_buffer);
-    const Table<std::int64_t> new_starts(new_start_buffer);
-    std::vector<MergeArray> views;
-    for (const auto& [data, fresh] : arrays) views.push_back({at<std::uint32_t>(data), at<const std::uint32_t>(fresh)});
-    merge(place_of(place), at<const std::int32_t>(offsets), starts.data, at<const std::int32_t>(new_offsets),
-          new_starts.data, starts.size - 1, views);
+    planned(place, row_buffer, [&](Plan& plan, const Row* rows, std::int64_t n) {
+      swap(plan, rows, n, at<const std::int32_t>(offsets), at<std::uint32_t>(bits));
+    });
   });
   m.def("square_sum", [](const PyPlace& place, const py::buffer& row_buffer, Address grads, Address total) {
-    const Table<Row> rows(row_buffer);
-    square_sum(place_of(place), rows.data, rows.size, at<const float>(grads), at<double>(total));
+    planned(place, row_buffer, [&](Plan& plan, const Row* rows, std::int64_t n) {
+      square_sum(plan, rows, n, at<const float>(grads), at<double>(total));
+    });
   });
+  py::class_<PyMerge>(m, "Merge")
+      .def(py::init<Address, py::buffer, Address, py::buffer, std::vector<std::pair<Address, Address>>>())
+      .def("run", [](const PyMerge& merging, const PyPlace& place) {
+        Plan plan;
+        plan_merge(plan, merging);
+        plan.run(place_of(place));
+      });
 }
 
 void bind_updates(py::module_& m) {
   py::class_<PyAges>(m, "Ages")
       .def(py::init<Address, py::buffer, py::buffer, std::int32_t, Address, Address, py::buffer>());
+  py::class_<PyBefore>(m, "Before")
+      .def(py::init<const PyMerge*, std::optional<Address>, std::optional<double>, double>(),
+           py::keep_alive<1, 2>());
   m.def("adam", [](const PyPlace& place, const py::buffer& rows, const py::buffer& group_of, const py::buffer& steps,
-                   const py::buffer& groups, const std::vector<Address>& arrays, float clip, const PyAges* ages) {
-    step<AdamGroup>(place, rows, group_of, steps, groups, arrays, clip, ages,
-                    [](const auto&... arguments) { adam(arguments...); });
+                   const py::buffer& groups, const std::vector<Address>& arrays, float clip, const PyAges* ages,
+                   const PyBefore* before) {
+    step<AdamGroup>(place, rows, group_of, steps, groups, arrays, clip, ages, before,
+                    [](Plan& plan, const auto&... arguments) { adam(plan, arguments...); });
   });
   m.def("sgd", [](const PyPlace& place, const py::buffer& rows, const py::buffer& group_of, const py::buffer& steps,
-                  const py::buffer& groups, const std::vector<Address>& arrays, float clip, const PyAges* ages) {
-    step<SgdGroup>(place, rows, group_of, steps, groups, arrays, clip, ages,
-                   [](const auto&... arguments) { sgd(arguments...); });
+                  const py::buffer& groups, const std::vector<Address>& arrays, float clip, const PyAges* ages,
+                  const PyBefore* before) {
+    step<SgdGroup>(place, rows, group_of, steps, groups, arrays, clip, ages, before,
+                   [](Plan& plan, const auto&... arguments) { sgd(plan, arguments...); });
   });
 }
 

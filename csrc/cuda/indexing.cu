@@ -1,6 +1,5 @@
 // Gather, scatter and swap of single entries by flat offset: one launch, whatever the number of rows.
 #include "lists.h"
-#include "rows.cuh"
 
 namespace selective::cuda {
 namespace {
@@ -51,45 +50,40 @@ __global__ void swap_kernel(Rows rows, const std::int32_t* offsets, std::uint32_
   });
 }
 
-// Launches a kernel over the entries of all rows, if there are any.
+// Plans a launch over the entries of all rows, if there are any.
 template <class... Parameters, class... Arguments>
-void over_entries(const Place& place, const Row* rows, std::int64_t n, void (*kernel)(Rows, Parameters...),
+void over_entries(Plan& plan, const Row* rows, std::int64_t n, void (*kernel)(Rows, Parameters...),
                   Arguments... arguments) {
-  const std::vector<std::int64_t> blocks = blocks_of(rows, n, kEntries);
-  if (blocks.back() == 0) return;
-  const OnDevice current(place);
-  Room room(place);
-  Packet packet;
-  const std::size_t rows_at = packet.add(rows, n);
-  const std::size_t blocks_at = packet.add(blocks.data(), n + 1);
-  const char* there = packet.send_to(place, room);
-  const Rows table{within<Row>(there, rows_at), within<std::int64_t>(there, blocks_at), n};
-  launch(kernel, grid_of(blocks.back()), dim3(kThreads), 0, place.stream, table, arguments...);
+  const PlannedRows table = plan_rows(plan, rows, n, kEntries);
+  if (table.n_blocks == 0) return;
+  plan.then([=](const Place& place, const char* there, Room&) {
+    launch(kernel, grid_of(table.n_blocks), dim3(kThreads), 0, place.stream, table.on_device(there), arguments...);
+  });
 }
 
 }  // namespace
 
-void gather(const Place& place, const Row* rows, std::int64_t n, const std::int32_t* offsets, float* out) {
+void gather(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets, float* out) {
   auto* bits = reinterpret_cast<std::uint32_t*>(out);
-  over_entries(place, rows, n, gather_kernel<What::values>, offsets, bits, static_cast<std::int32_t*>(nullptr));
+  over_entries(plan, rows, n, gather_kernel<What::values>, offsets, bits, static_cast<std::int32_t*>(nullptr));
 }
 
-void gather_bits(const Place& place, const Row* rows, std::int64_t n, const std::int32_t* offsets,
+void gather_bits(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets,
                  std::uint32_t* out) {
-  over_entries(place, rows, n, gather_kernel<What::bits>, offsets, out, static_cast<std::int32_t*>(nullptr));
+  over_entries(plan, rows, n, gather_kernel<What::bits>, offsets, out, static_cast<std::int32_t*>(nullptr));
 }
 
-void gather_grads(const Place& place, const Row* rows, std::int64_t n, const std::int32_t* offsets, float* out,
+void gather_grads(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets, float* out,
                   std::int32_t* flag) {
-  over_entries(place, rows, n, gather_kernel<What::grads>, offsets, reinterpret_cast<std::uint32_t*>(out), flag);
+  over_entries(plan, rows, n, gather_kernel<What::grads>, offsets, reinterpret_cast<std::uint32_t*>(out), flag);
 }
 
-void scatter(const Place& place, const Row* rows, std::int64_t n, const std::int32_t* offsets, const float* values) {
-  over_entries(place, rows, n, scatter_kernel, offsets, values);
+void scatter(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets, const float* values) {
+  over_entries(plan, rows, n, scatter_kernel, offsets, values);
 }
 
-void swap(const Place& place, const Row* rows, std::int64_t n, const std::int32_t* offsets, std::uint32_t* bits) {
-  over_entries(place, rows, n, swap_kernel, offsets, bits);
+void swap(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets, std::uint32_t* bits) {
+  over_entries(plan, rows, n, swap_kernel, offsets, bits);
 }
 
 }  // namespace selective::cuda

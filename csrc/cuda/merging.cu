@@ -3,7 +3,6 @@
 // First every entry of both lists goes to its place in a temporary copy of all arrays: its own place plus the number of
 // entries of the other list that come before it in their tensor. Then the copy is written back.
 #include "lists.h"
-#include "rows.cuh"
 
 namespace selective::cuda {
 namespace {
@@ -63,7 +62,7 @@ std::vector<std::int64_t> blocks_of_list(const std::int64_t* starts, std::int64_
 
 }  // namespace
 
-void merge(const Place& place, const std::int32_t* offsets, const std::int64_t* starts, const std::int32_t* new_offsets,
+void merge(Plan& plan, const std::int32_t* offsets, const std::int64_t* starts, const std::int32_t* new_offsets,
            const std::int64_t* new_starts, std::int64_t n_tensors, const std::vector<MergeArray>& arrays) {
   if (new_starts[n_tensors] == 0) return;
   const std::int64_t total = starts[n_tensors] + new_starts[n_tensors];
@@ -76,25 +75,25 @@ void merge(const Place& place, const std::int32_t* offsets, const std::int64_t* 
     data.push_back(array.data);
     fresh.push_back(array.fresh);
   }
-  const OnDevice current(place);
-  Room room(place);
-  Packet packet;
-  const std::size_t starts_at = packet.add(starts, n_tensors + 1);
-  const std::size_t new_starts_at = packet.add(new_starts, n_tensors + 1);
-  const std::size_t old_blocks_at = packet.add(old_blocks.data(), n_tensors + 1);
-  const std::size_t new_blocks_at = packet.add(new_blocks.data(), n_tensors + 1);
-  const std::size_t data_at = packet.add(data.data(), n_arrays);
-  const std::size_t fresh_at = packet.add(fresh.data(), n_arrays);
-  const char* there = packet.send_to(place, room);
-  std::uint32_t* merged = room.take<std::uint32_t>(total * n_arrays);
-  const List old_list{offsets, within<std::int64_t>(there, starts_at), within<std::int64_t>(there, old_blocks_at),
-                      within<const std::uint32_t*>(there, data_at)};
-  const List new_list{new_offsets, within<std::int64_t>(there, new_starts_at),
-                      within<std::int64_t>(there, new_blocks_at), within<const std::uint32_t*>(there, fresh_at)};
-  launch(merge_kernel, grid_of(old_blocks.back() + new_blocks.back()), dim3(kThreads), 0, place.stream, old_list,
-         new_list, n_tensors, old_blocks.back(), merged, total, n_arrays);
-  launch(copy_kernel, grid_of(blocks_for(total, kEntries)), dim3(kThreads), 0, place.stream, merged,
-         within<std::uint32_t*>(there, data_at), total, n_arrays);
+  const std::size_t starts_at = plan.add(starts, n_tensors + 1);
+  const std::size_t new_starts_at = plan.add(new_starts, n_tensors + 1);
+  const std::size_t old_blocks_at = plan.add(old_blocks.data(), n_tensors + 1);
+  const std::size_t new_blocks_at = plan.add(new_blocks.data(), n_tensors + 1);
+  const std::size_t data_at = plan.add(data.data(), n_arrays);
+  const std::size_t fresh_at = plan.add(fresh.data(), n_arrays);
+  const std::int64_t n_old_blocks = old_blocks.back();
+  const std::int64_t n_blocks = n_old_blocks + new_blocks.back();
+  plan.then([=](const Place& place, const char* there, Room& room) {
+    std::uint32_t* merged = room.take<std::uint32_t>(total * n_arrays);
+    const List old_list{offsets, within<std::int64_t>(there, starts_at), within<std::int64_t>(there, old_blocks_at),
+                        within<const std::uint32_t*>(there, data_at)};
+    const List new_list{new_offsets, within<std::int64_t>(there, new_starts_at),
+                        within<std::int64_t>(there, new_blocks_at), within<const std::uint32_t*>(there, fresh_at)};
+    launch(merge_kernel, grid_of(n_blocks), dim3(kThreads), 0, place.stream, old_list, new_list, n_tensors,
+           n_old_blocks, merged, total, n_arrays);
+    launch(copy_kernel, grid_of(blocks_for(total, kEntries)), dim3(kThreads), 0, place.stream, merged,
+           within<std::uint32_t*>(there, data_at), total, n_arrays);
+  });
 }
 
 }  // namespace selective::cuda

@@ -1,8 +1,5 @@
 // One optimizer step over an index list: one launch, whatever the number of rows and groups.
-#include <algorithm>
-
 #include "lists.h"
-#include "rows.cuh"
 
 namespace selective::cuda {
 namespace {
@@ -131,41 +128,43 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+// What a row takes in a plan of a gather, a merge, a sum and an update, but for the update's numbers.
+constexpr std::size_t kRowRoom = 3 * (sizeof(Row) + sizeof(std::int64_t)) + 4 * sizeof(std::int64_t);
+
 RowAges ages_of_row(const Ages* ages, std::int64_t row, std::int64_t group) {
   if (ages == nullptr) return {};
   return {ages->missed_starts[row], ages->missed_starts[row + 1], ages->places[2 * group],
           ages->places[2 * group + 1]};
 }
 
-// Launches one of two kernels, which differ in whether they count ages, over the entries of all rows.
+// Plans one of two kernels, which differ in whether they count ages, over the entries of all rows.
 template <class Numbers, class Kernel>
-void update(const Place& place, const Row* rows, std::int64_t n, const std::vector<Numbers>& numbers,
-            const UpdateArrays& arrays, const Ages* ages, Kernel plain, Kernel aged) {
-  const std::vector<std::int64_t> blocks = blocks_of(rows, n, kEntries);
-  if (blocks.back() == 0) return;
-  const OnDevice current(place);
-  Room room(place);
-  Packet packet;
-  const std::size_t rows_at = packet.add(rows, n);
-  const std::size_t blocks_at = packet.add(blocks.data(), n + 1);
-  const std::size_t numbers_at = packet.add(numbers.data(), n);
-  const std::size_t missed_at = ages == nullptr ? 0 : packet.add(ages->missed_steps, ages->missed_starts[n]);
-  const char* there = packet.send_to(place, room);
-  const Rows table{within<Row>(there, rows_at), within<std::int64_t>(there, blocks_at), n};
-  AgesThere on_device{};
-  if (ages != nullptr) {
-    on_device = {ages->chosen, within<std::int32_t>(there, missed_at), ages->now, ages->corrections1,
-                 ages->corrections2};
-  }
-  launch(ages == nullptr ? plain : aged, grid_of(blocks.back()), dim3(kThreads), 0, place.stream, table,
-         within<Numbers>(there, numbers_at), arrays, on_device);
+void update(Plan& plan, const Row* rows, std::int64_t n, const std::vector<Numbers>& numbers, UpdateArrays arrays,
+            const Ages* ages, const std::size_t* clip_at, Kernel plain, Kernel aged) {
+  const PlannedRows table = plan_rows(plan, rows, n, kEntries);
+  if (table.n_blocks == 0) return;
+  const std::size_t numbers_at = plan.add(numbers.data(), n);
+  const std::size_t missed_at = ages == nullptr ? 0 : plan.add(ages->missed_steps, ages->missed_starts[n]);
+  const bool own_clip = clip_at != nullptr;
+  const std::size_t clip = own_clip ? *clip_at : 0;
+  const Kernel kernel = ages == nullptr ? plain : aged;
+  AgesThere of_all{};
+  if (ages != nullptr) of_all = {ages->chosen, nullptr, ages->now, ages->corrections1, ages->corrections2};
+  plan.then([=](const Place& place, const char* there, Room&) {
+    UpdateArrays mine = arrays;
+    if (own_clip) mine.clip_there = within<float>(there, clip);
+    AgesThere on_device = of_all;
+    on_device.missed = within<std::int32_t>(there, missed_at);
+    launch(kernel, grid_of(table.n_blocks), dim3(kThreads), 0, place.stream, table.on_device(there),
+           within<Numbers>(there, numbers_at), mine, on_device);
+  });
 }
 
 }  // namespace
 
-void adam(const Place& place, const Row* rows, std::int64_t n, const std::int64_t* groups_of, const std::int64_t* steps,
-          const AdamGroup* groups, const UpdateArrays& arrays, const Ages* ages) {
-  static_assert(sizeof(Row) + sizeof(AdamRow) + sizeof(std::int64_t) <= kRoomPerRow, "room of a row");
+void adam(Plan& plan, const Row* rows, std::int64_t n, const std::int64_t* groups_of, const std::int64_t* steps,
+          const AdamGroup* groups, const UpdateArrays& arrays, const Ages* ages, const std::size_t* clip_at) {
+  static_assert(kRowRoom + sizeof(AdamRow) <= kRoomPerRow, "room of a row");
   std::vector<AdamRow> numbers;
   numbers.reserve(static_cast<std::size_t>(n));
   for (std::int64_t r = 0; r < n; ++r) {
@@ -177,19 +176,19 @@ void adam(const Place& place, const Row* rows, std::int64_t n, const std::int64_
     }
     numbers.push_back(row);
   }
-  update(place, rows, n, numbers, arrays, ages, adam_kernel<false>, adam_kernel<true>);
+  update(plan, rows, n, numbers, arrays, ages, clip_at, adam_kernel<false>, adam_kernel<true>);
 }
 
-void sgd(const Place& place, const Row* rows, std::int64_t n, const std::int64_t* groups_of, const std::int64_t* steps,
-         const SgdGroup* groups, const UpdateArrays& arrays, const Ages* ages) {
-  static_assert(sizeof(Row) + sizeof(SgdRow) + sizeof(std::int64_t) <= kRoomPerRow, "room of a row");
+void sgd(Plan& plan, const Row* rows, std::int64_t n, const std::int64_t* groups_of, const std::int64_t* steps,
+         const SgdGroup* groups, const UpdateArrays& arrays, const Ages* ages, const std::size_t* clip_at) {
+  static_assert(kRowRoom + sizeof(SgdRow) <= kRoomPerRow, "room of a row");
   std::vector<SgdRow> numbers;
   numbers.reserve(static_cast<std::size_t>(n));
   for (std::int64_t r = 0; r < n; ++r) {
     const RowAges of_row = ages_of_row(ages, r, groups_of[r]);
     numbers.push_back({coefficients_of(groups[groups_of[r]]), ages == nullptr && steps[r] == 1, of_row});
   }
-  update(place, rows, n, numbers, arrays, ages, sgd_kernel<false>, sgd_kernel<true>);
+  update(plan, rows, n, numbers, arrays, ages, clip_at, sgd_kernel<false>, sgd_kernel<true>);
 }
 
 }  // namespace selective::cuda

@@ -27,7 +27,7 @@ class Packet {
     return begin;
   }
   // The packet's address on the device; its contents are there for whatever is enqueued afterwards.
-  const char* send_to(const Place& place, Room& room) const {
+  char* send_to(const Place& place, Room& room) const {
     char* const target = room.take<char>(static_cast<std::int64_t>(bytes_.size()));
     send(place, target, bytes_.data(), bytes_.size());
     return target;

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selective_kernels import SparseIndex, Table, Update, gather_grads, square_sum
+from selective_kernels import SparseIndex, Table, Update, dispatch, gather_grads, square_sum
 from selective_kernels.hostcopy import HostCopy
 from selective_kernels.optim import Ages
+from selective_kernels.prelude import Before, Clipping, Gathering
 from selective_peft import dense_phases
 from selective_peft.dense_phases import CLIP_EPS
 from selective_peft.gradients import dense_grads, nonfinite_names
@@ -121,13 +122,18 @@ class SelectiveOptimizer(ResumableOptimizer):
         Returns:
             The tensors that this step counts as missed for.
         """
-        selected_grads = self._select(table, selection, given, verdict)
-        if selected_grads is None:
+        found = self._select(table, selection, given, verdict)
+        if found is None:
             return None
+        selected_grads, before = found
         per_entry = self._settings.bias_correction == "per_entry"
         missed = selection.count_updates(given.tensors, keep_missed=per_entry)
         ages = Ages(selection.arrays["chosen"], selection.missed, selection.step) if per_entry else None
-        clip = self._clip_factor(table, selection.index, given.tensors, selected_grads)
+        clip: float | Tensor = 1.0
+        if self._takes_whole_steps(verdict) and self._settings.max_grad_norm is not None:
+            before = before._replace(clipping=Clipping(self._settings.max_grad_norm, CLIP_EPS))
+        else:
+            clip = self._clip_factor(table, selection.index, given.tensors, selected_grads)
         if given.tensors:
             self._update(
                 Update(
@@ -141,6 +147,7 @@ class SelectiveOptimizer(ResumableOptimizer):
                     ages,
                     clip,
                     verdict.skip,
+                    before if any(before) else None,
                 )
             )
         selection.step += 1
@@ -148,8 +155,19 @@ class SelectiveOptimizer(ResumableOptimizer):
             self._finish(selection, selected=verdict.starts is not None)
         return missed
 
-    def _select(self, table: Table, selection: Selection, given: Gradients, verdict: Verdict) -> Tensor | None:
-        """Reads the gradients, adds this step's entries; returns the selected gradients, None to skip the step."""
+    def _takes_whole_steps(self, verdict: Verdict) -> bool:
+        """Whether what precedes the update of this step is left to it, so that one call does all."""
+        assert self._table is not None
+        return verdict.flag is not None and dispatch.takes_whole_steps(self._table, self._settings.backend)
+
+    def _select(
+        self, table: Table, selection: Selection, given: Gradients, verdict: Verdict
+    ) -> tuple[Tensor, Before] | None:
+        """Reads the gradients, adds this step's entries.
+
+        Returns:
+            The selected gradients, and what the update has to do before they are all there; None to skip the step.
+        """
         settings = self._settings
         wanted = self._wanted(table, selection)
         total = wanted if isinstance(wanted, int) else sum(wanted)
@@ -158,10 +176,13 @@ class SelectiveOptimizer(ResumableOptimizer):
         index, backend = selection.index, settings.backend
         if not total or (by_grad and not given.tensors):
             verdict.leave_open()
+            if verdict.flag is not None and given.tensors and self._takes_whole_steps(verdict):
+                grads = table.check_grads(given.tensors, given.grads)
+                return selected_grads, Before(gathering=Gathering(grads, verdict.flag))
             finite = not given.tensors or gather_grads(
                 table, index, given.tensors, given.grads, selected_grads, flag=verdict.flag, backend=backend
             )
-            return selected_grads if finite and verdict.dense_finite() else None
+            return (selected_grads, Before()) if finite and verdict.dense_finite() else None
         if by_grad:
             verdict.ask()
         else:
@@ -170,13 +191,17 @@ class SelectiveOptimizer(ResumableOptimizer):
         found = find(table, index, wanted, settings.score, given, eligible, selected_grads, backend, verdict.skip)
         if found is None or not verdict.dense_finite():
             return None
-        new = found.new
+        new, before = found.new, Before()
         if new.count:
             verdict.starts, verdict.threshold = list(index.starts), selection.threshold
             aligned = [(selected_grads, found.fetched.grads)]
-            selection.insert(new, found.fetched, aligned, self._fresh_state(table, new), backend)
+            state = self._fresh_state(table, new)
+            if given.tensors and self._takes_whole_steps(verdict):
+                before = Before(selection.begin_insert(new, found.fetched, aligned, state))
+            else:
+                selection.insert(new, found.fetched, aligned, state, backend)
             selection.threshold = found.threshold
-        return selected_grads
+        return selected_grads, before
 
     def _fresh_state(self, table: Table, new: SparseIndex) -> dict[str, Tensor]:
         """Per-entry state that new entries begin with, where it is not zero."""

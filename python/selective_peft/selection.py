@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from selective_kernels import Fetched, SparseIndex, Table, gather, merge_
-from selective_kernels.indexing import MergeArrays
+from selective_kernels.indexing import MergeArrays, begin_insertion
+from selective_kernels.prelude import Insertion
 
 
 class Selection:
@@ -87,9 +88,17 @@ class Selection:
             state: float32 moments that the new entries begin with, by name; zeros without.
             backend: see `SelectiveAdamW`.
         """
-        fresh = {**self._history(fetched), **(state or {})}
-        merged = [(array, fresh.get(name)) for name, array in self.arrays.items()]
-        merge_(self.index, new, [*merged, *aligned], backend=backend)
+        merge_(self.index, new, self._merged(fetched, aligned, state or {}), backend=backend)
+
+    def begin_insert(
+        self, new: SparseIndex, fetched: Fetched, aligned: MergeArrays, state: Mapping[str, Tensor]
+    ) -> Insertion:
+        """The same, but the update that comes next brings the entries in; they are counted from now on."""
+        return begin_insertion(self.index, new, self._merged(fetched, aligned, state))
+
+    def _merged(self, fetched: Fetched, aligned: MergeArrays, state: Mapping[str, Tensor]) -> MergeArrays:
+        fresh = {**self._history(fetched), **state}
+        return [*((array, fresh.get(name)) for name, array in self.arrays.items()), *aligned]
 
     def take_out(self, starts: list[int]) -> None:
         """Takes out again what this step has inserted, and nothing else has touched since.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,19 +59,32 @@ def swap_(table: Table, index: SparseIndex, bits: Tensor) -> None:
     native().swap(place.where, table.rows(index), index.offsets.data_ptr(), bits.data_ptr())
 
 
+class NativeMerge(NamedTuple):
+    """A merge as a native call takes it.
+
+    Attributes:
+        call: the native view.
+        room: bytes that it needs beside those of its tables.
+        n_rows: rows that its tables count for.
+    """
+
+    call: Any
+    room: int
+    n_rows: int
+
+
+def native_merge(offsets: Tensor, starts: Sequence[int], new: SparseIndex, arrays: MergeArrays) -> NativeMerge:
+    """The merge of new entries into a list of offsets with these starts."""
+    pairs = [(data.data_ptr(), address(fresh)) for data, fresh in arrays]
+    pairs.append((offsets.data_ptr(), new.offsets.data_ptr()))
+    call = native().Merge(offsets.data_ptr(), array("q", starts), new.offsets.data_ptr(), array("q", new.starts), pairs)
+    return NativeMerge(call, 4 * len(pairs) * (starts[-1] + new.count), len(starts) + len(pairs))
+
+
 def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays) -> None:
     """See `selective_kernels.indexing.merge_`."""
     if new.count:
-        pairs = [(data.data_ptr(), address(fresh)) for data, fresh in arrays]
-        pairs.append((index.offsets.data_ptr(), new.offsets.data_ptr()))
-        merged = 4 * len(pairs) * (index.count + new.count)
-        place = place_for(index.offsets.device, index.n_tensors + len(pairs), merged)
-        native().merge(
-            place.where,
-            index.offsets.data_ptr(),
-            array("q", index.starts),
-            new.offsets.data_ptr(),
-            array("q", new.starts),
-            pairs,
-        )
+        merge = native_merge(index.offsets, index.starts, new, arrays)
+        place = place_for(index.offsets.device, merge.n_rows, merge.room)
+        merge.call.run(place.where)
     index.starts[:] = [a + b for a, b in zip(index.starts, new.starts, strict=True)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from selective_kernels._cuda import native
+from selective_kernels._cuda.indexing import native_merge
 from selective_kernels._cuda.place import address, place_for
 from selective_kernels.ages import Corrections, corrections_of
 from selective_kernels.index import SparseIndex
@@ -32,6 +33,44 @@ def _ages(ages: Ages, update: Update, corrections: Corrections | None, betas: Se
     return native().Ages(ages.chosen.data_ptr(), starts, steps, ages.now, first, second, flat)
 
 
+class _Native(NamedTuple):
+    """What precedes an update as a native call takes it, and what the call needs for that.
+
+    Attributes:
+        call: the native view; None if nothing does.
+        rows: of the update's tensors.
+        room, n_rows: see `NativeMerge`.
+    """
+
+    call: Any
+    rows: array[int]
+    room: int
+    n_rows: int
+
+
+def _before(update: Update) -> _Native:
+    before, n_tensors = update.before, len(update.tensors)
+    if before is None:
+        return _Native(None, update.table.rows(update.index, update.tensors), 0, n_tensors)
+    insertion, gathering, clipping = before
+    merge = None
+    if insertion is not None:
+        merge = native_merge(insertion.into.offsets, insertion.starts, insertion.new, insertion.arrays)
+    partial = 8 * (update.index.count // NORM_BLOCK + n_tensors)
+    call = native().Before(
+        None if merge is None else merge.call,
+        None if gathering is None else gathering.flag.data_ptr(),
+        None if clipping is None else clipping.limit,
+        0.0 if clipping is None else clipping.eps,
+    )
+    return _Native(
+        call,
+        update.table.rows(update.index, update.tensors, None if gathering is None else gathering.grads),
+        partial + (0 if merge is None else merge.room),
+        n_tensors + (0 if merge is None else merge.n_rows),
+    )
+
+
 def _run(
     kernel: Any,
     update: Update,
@@ -41,7 +80,7 @@ def _run(
     betas: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Calls a native step; `state` is the optimizer's per-entry state."""
-    if not update.tensors or not update.index.count:
+    if not update.index.count or not (update.tensors or update.before):
         return
     ages, missed = None, 0
     if update.ages is not None:
@@ -49,16 +88,18 @@ def _run(
         missed = sum(len(update.ages.missed.get(i, ())) for i in update.tensors)
     clip = update.clip if isinstance(update.clip, Tensor) else None
     arrays = [update.index.offsets, update.grads, *state, update.master, clip, update.skip]
-    place = place_for(update.table.device, len(update.tensors), 4 * missed)
+    before = _before(update)
+    place = place_for(update.table.device, before.n_rows, before.room + 4 * missed)
     kernel(
         place.where,
-        update.table.rows(update.index, update.tensors),
+        before.rows,
         array("q", [update.group_of[i] for i in update.tensors]),
         array("q", [update.steps[i] for i in update.tensors]),
         array("d", [value for group in groups for value in group]),
         [address(each) for each in arrays],
         1.0 if clip is not None else float(update.clip),
         ages,
+        before.call,
     )
 
 
