@@ -185,4 +185,5 @@ PYBIND11_MODULE(_native_cuda, m) {
   m.attr("ARCHITECTURES") = std::string(SELECTIVE_CUDA_ARCHITECTURES);
   bind_lists(m);
   bind_updates(m);
+  bind_scan(m);
 }

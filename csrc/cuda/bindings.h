@@ -17,4 +17,6 @@ inline Place place_of(const PyPlace& place) {
   return {device, reinterpret_cast<cudaStream_t>(stream), at<char>(room), size};
 }
 
+void bind_scan(pybind11::module_& m);  // scan_bindings.cpp
+
 }  // namespace selective::cuda

@@ -8,7 +8,6 @@ import triton.language as tl
 from selective_kernels._triton.rows import N_COLUMNS
 
 TILE = 4096  # entries that a program reads at once; tiles never straddle tensors
-LINE = 16  # entries; a sampled line is one or two sectors of 32 bytes
 
 # Further columns of the device table, see `rows`.
 FLAT = tl.constexpr(N_COLUMNS)  # running sum of entries: the flat position of the tensor's first entry

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from selective_kernels._triton.layout import LINE, MAX_ENTRIES, TILE
+from selective_kernels._triton.layout import MAX_ENTRIES, TILE
 from selective_kernels.hostcopy import to_device
+from selective_kernels.sampling import LINE, Sample, sample_for
 from selective_kernels.score import tensor_salt
 from selective_kernels.table import DTYPE_CODES, Table
 
 PROGRAMS = 8192  # beyond so many a program reads several tiles, up to MOST_TILES
 MOST_TILES = 16
-# How many lines are sampled: a share of them, between these. Fewer mean more candidates, more mean more to read.
-LEAST_SAMPLES, MOST_SAMPLES = 2**14, 2**17
-SAMPLED_SHARE = 256
-LEAST_STRIDE = 8  # at most one line of so many
-USEFUL_SAMPLES = 32  # with fewer a threshold is not worth having
 _plans: WeakKeyDictionary[Table, dict[tuple[int, ...] | None, Plan]] = WeakKeyDictionary()
-
-
-class Sample(NamedTuple):
-    """How a threshold for the best k is guessed.
-
-    Attributes:
-        lines: number of sampled lines; 0 if there is no sample, and everything is a candidate.
-        stride: one line of so many is sampled.
-        rank: the sampled score of this rank, best first, is the threshold: six standard deviations above what k of all
-            entries would give.
-        candidates: about how many entries reach it.
-    """
-
-    lines: int
-    stride: int
-    rank: int
-    candidates: int
 
 
 class Plan:
@@ -74,16 +51,7 @@ class Plan:
 
     def sample(self, k: int) -> Sample:
         """The sample for the best k."""
-        wanted = min(max(self.n_lines // SAMPLED_SHARE, LEAST_SAMPLES), MOST_SAMPLES)
-        stride = max(LEAST_STRIDE, self.n_lines // wanted)
-        lines = self.n_lines // stride
-        if lines < USEFUL_SAMPLES:
-            return Sample(0, 1, 0, self.numel)
-        expected = k * lines * LINE / self.numel
-        rank = int(expected + 6.0 * math.sqrt(expected) + 16.0)
-        if rank >= lines * LINE:
-            return Sample(0, 1, 0, self.numel)
-        return Sample(lines, stride, rank, min(rank * stride, self.numel))
+        return sample_for(k, self.n_lines, self.numel)
 
 
 def plan_of(table: Table, tensors: Sequence[int]) -> Plan:

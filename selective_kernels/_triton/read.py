@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -25,17 +24,11 @@ from selective_kernels._triton.scan import PART, SELECTED_AT_ONCE, scan_kernel
 from selective_kernels._triton.scores import kind_of
 from selective_kernels.hostcopy import to_device
 from selective_kernels.index import SparseIndex
+from selective_kernels.sampling import LEAST_CAPACITY, allocate, capacity_for, float_bits, warn_of_memory
 from selective_kernels.score import Score
 from selective_kernels.table import DTYPE_CODES, Table
 
 NUM_WARPS = 8
-LEAST_CAPACITY = 1024
-ROOM = 3  # times the expected number of candidates
-
-
-def float_bits(value: float) -> int:
-    """The bits of a value rounded to float32, as an int32."""
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 
 def double_bits(value: float) -> int:
@@ -56,16 +49,6 @@ def control_of(score: Score) -> Tensor:
     control[layout.LEAST_POWER.value] = double_bits(eps ** max(exponent, 0.0))
     control[layout.SLACK.value] = double_bits(slack)
     return control
-
-
-def allocate(count: int, device: torch.device) -> Tensor:
-    """Room for candidates, int64."""
-    return torch.empty(count, dtype=torch.int64, device=device)
-
-
-def warn_of_memory(count: int) -> None:
-    """Says that a scan goes the long way; the result is the same."""
-    warnings.warn(f"out of memory for {count} candidates: the scan reads the tensors more often", stacklevel=2)
 
 
 class Read:
@@ -115,9 +98,7 @@ class Read:
         control[layout.FIXED.value] = fixed
         self.control = to_device(control, table.device)
         self._starts = torch.empty(self._plan.n_slots if index.count else 0, dtype=torch.int32, device=table.device)
-        self.candidates = (
-            self._allocate(min(ROOM * sample.candidates + 4096, self._plan.numel)) if self.selects else None
-        )
+        self.candidates = self._allocate(capacity_for(sample, self._plan.numel)) if self.selects else None
         if self._plan.n_chunks:
             with on_device(table.device):
                 self._prepare(sample.lines)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from selective_kernels._triton import layout
-from selective_kernels._triton.read import LEAST_CAPACITY, Read, allocate, warn_of_memory
+from selective_kernels._triton.read import Read
 from selective_kernels._triton.repair import DIGIT_BITS, DIGITS, SHIFTS
 from selective_kernels.hostcopy import HostCopy, to_device
+from selective_kernels.sampling import LEAST_CAPACITY, allocate, warn_of_memory
 
 HALF_RANGE = 2**63  # between a candidate and its number without sign
 LAST = 2**64 - 1

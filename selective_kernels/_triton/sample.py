@@ -12,7 +12,6 @@ from selective_kernels._triton.layout import (
     FIXED,
     LEAST_POWER,
     LIMIT,
-    LINE,
     LINES,
     LOG_LIMIT,
     RANK,
@@ -40,6 +39,7 @@ from selective_kernels._triton.scores import (
     reads_param,
     score_bits,
 )
+from selective_kernels.sampling import LINE
 
 LINES_AT_ONCE = 64
 BLOCKS_PER_PROGRAM = 8

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selective_kernels._triton import layout
 from selective_kernels._triton.indexing import gather_grads
-from selective_kernels._triton.read import Read, warn_of_memory
+from selective_kernels._triton.read import Read
 from selective_kernels._triton.repairing import smallest
 from selective_kernels._triton.winners import Report, Winners
 from selective_kernels.checks import (
@@ -28,6 +28,7 @@ from selective_kernels.checks import (
 from selective_kernels.fetched import Fetched
 from selective_kernels.index import SparseIndex
 from selective_kernels.ranges import ranged
+from selective_kernels.sampling import warn_of_memory
 from selective_kernels.score import Score
 from selective_kernels.table import Table
 

@@ -63,18 +63,22 @@ def poisoned_outputs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def everywhere() -> Callable[..., dict[str, Any]]:
-    """everywhere(f): what f() gives on each path of the compiled kernels and in Triton's interpreter, by path.
+    """everywhere(f): what f() gives on each path of the compiled kernels, in Triton's interpreter and in the emulation
+    of CUDA, by path.
 
-    The interpreter takes some 20 ms per 4096 entries; `triton=False` leaves it out.
+    The interpreter takes some 20 ms per 4096 entries; `triton=False` leaves it out. `cuda=False` does the emulation.
     """
 
-    def run(function: Callable[[], Any], triton: bool = True) -> dict[str, Any]:
+    def run(function: Callable[[], Any], triton: bool = True, cuda: bool = True) -> dict[str, Any]:
         results = {}
         for isa, threads in PATHS:
             with use_isa(isa), num_threads(threads):
                 results[f"{isa}, {threads} threads"] = function()
         if TRITON and triton:
             results["triton"] = on_backend("triton", function)
+        if cuda and CUDA_AVAILABLE and CUDA_DEVICE == "cpu":
+            with on_cuda_kernels():
+                results["cuda"] = on_backend("cuda", function)
         return results
 
     return run
@@ -89,7 +93,7 @@ def on_every_backend(everywhere: Callable[..., dict[str, Any]]) -> Callable[...,
     """
 
     def run(function: Callable[[str, str], Any], triton: bool = True, cuda: bool = True) -> dict[str, Any]:
-        results = everywhere(lambda: function("cpu", "cpu"), triton=False)
+        results = everywhere(lambda: function("cpu", "cpu"), triton=False, cuda=False)
         results["reference"] = function("reference", "cpu")
         if AVAILABLE and triton:
             results["triton"] = at_home(function("triton", DEVICE))

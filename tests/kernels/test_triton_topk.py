@@ -14,7 +14,8 @@ from topkproblems import VALUES as STYLES
 from tritontests import DEVICE, INTERPRETED
 
 from selective_kernels import Score, SparseIndex, Table, scan, topk
-from selective_kernels._triton import layout, read
+from selective_kernels._triton import read
+from selective_kernels.sampling import LINE
 from selective_kernels.score import FAMILIES
 from selective_kernels.testing import assert_same_index
 
@@ -150,15 +151,15 @@ def test_c9_nonfinite_gradients_are_seen(dtype, bad):
 # ---------------------------------------------------------------------- thresholds that mislead (design, section 2)
 
 
-def sampled(count, stride=layout.LINE):
+def sampled(count, stride=LINE):
     """Entries that the sample of `_triton/sample.py` sees, one line of 16 in each `stride` lines."""
     entries = np.zeros(count, bool)
-    for i in range(-(-count // layout.LINE) // stride):
+    for i in range(-(-count // LINE) // stride):
         x = i + 1
         for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
             x = (x ^ x >> shift) * factor & 2**32 - 1
         line = i * stride + (x ^ x >> 15) % stride
-        entries[line * layout.LINE : (line + 1) * layout.LINE] = True
+        entries[line * LINE : (line + 1) * LINE] = True
     return entries
 
 
