@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from benchmarks.quality import running
+from benchmarks.quality import plan, running
 from benchmarks.quality.data import Example, Split
 from benchmarks.quality.jobs import EPS, EXP, NONE, Job
+from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.plan import Preset
 from benchmarks.quality.tasks import Task
@@ -41,6 +40,9 @@ def one_thread():
 
 def tokenizer():
     """A token for each word, special tokens as BERT has them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(
@@ -117,6 +119,35 @@ NUMBERS = Task(
     numbers, make_llama, tokenizer_without_padding, True, steps=12, batch=8, tokens=16, validation=8, test=8, fisher=8
 )
 PRESET = Preset({"reviews": TEXTS, "asdiv": NUMBERS}, 2, (0.05,), 3, True, (0.0, 1.0), (1.0,))
+FEW = Preset(
+    {"reviews": replace(TEXTS, steps=4), "asdiv": replace(NUMBERS, steps=4)}, 2, (0.05,), 3, False, (0.0, 1.0), (1.0,)
+)
+WAYS, MATH = ("full", "ID3", "Pfeiffer + ID3"), ("ID3",)  # without PEFT, which takes long to import
+
+
+def few_ways(patch):
+    """Leaves few methods to a comparison, so that a whole one is short."""
+    patch.setattr(plan, "METHODS", {name: METHODS[name] for name in WAYS})
+    patch.setattr(plan, "MATH", MATH)
+    patch.setenv("OMP_NUM_THREADS", "1")  # which the comparison sets for its processes, and leaves set
+
+
+def compare(path, *given, preset=FEW):
+    """Makes the missing runs of a comparison of few methods as the command does, into a file.
+
+    What it gives is what the file holds afterwards.
+    """
+    from benchmarks.quality.__main__ import arguments, make
+
+    with pytest.MonkeyPatch.context() as patch:
+        few_ways(patch)
+        make(preset, Ledger(path), arguments(["--csv", str(path), *given]))
+    return Ledger(path)
+
+
+def unreadable():
+    """In place of a data set."""
+    raise RuntimeError("no such file")
 
 
 def job(method, data="reviews", share=0.05, lr=1e-2, seed=0):
