@@ -8,13 +8,17 @@
 namespace selective::cuda {
 namespace {
 
+// Blocks that share a multiprocessor, at least: 80 registers for a thread, and 48 KiB of loads in flight.
+constexpr int kBlocksAtOnce = 3;
+
 // Whether gradients alone can rule entries out: with a filter that knows the least gradient that reaches a threshold.
 SELECTIVE_HD constexpr bool begins_with_gradients(Kind kind) {
   return kind == Kind::zero || kind == Kind::half || kind == Kind::one || kind == Kind::two || kind == Kind::any;
 }
 
 template <class T, Kind K>
-__global__ void __launch_bounds__(kBlock) scan_kernel(Reading reading, const Chunk* chunks, std::int64_t n_chunks) {
+__global__ void __launch_bounds__(kBlock, kBlocksAtOnce)
+    scan_kernel(Reading reading, const Chunk* chunks, std::int64_t n_chunks) {
   SELECTIVE_SHARED(Marks, all_marks, kWarps);
   const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_of();
   if (number >= n_chunks) return;
