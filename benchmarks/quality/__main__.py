@@ -56,16 +56,24 @@ def result_file(options: argparse.Namespace) -> Path:
     return RESULTS / "quality.csv" if options.preset == "full" else CACHE / "small.csv"
 
 
-def make(preset: Preset, ledger: Ledger, options: argparse.Namespace) -> None:
+def make(preset: Preset, ledger: Ledger, options: argparse.Namespace) -> int:
     """Makes the missing runs, or those of --only once more.
+
+    Returns:
+        How many runs that were made once more gave something else.
 
     Raises:
         MissingData: a package or its file is not there.
+        ValueError: --only fits no run that there is or could be made now.
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     until = time.monotonic() + 60 * options.minutes
     again = [job for job in ledger if options.only in str(job)] if options.again else []
+    known = [*ledger, *([] if options.again else plan.pending(preset, ledger))]
+    if options.only is not None and not any(options.only in str(job) for job in known):
+        raise ValueError(f"--only: expected a part of a run's name, got {options.only!r}")
+    different = 0
 
     def ready() -> list[Job]:
         if options.again:
@@ -84,28 +92,30 @@ def make(preset: Preset, ledger: Ledger, options: argparse.Namespace) -> None:
                 again.remove(job)
                 before = {name: ledger[job][name] for name in ("validation", "test", "validation_loss", "test_loss")}
                 same = all(results[name] == value for name, value in before.items())
+                different += not same
                 bar.write(f"{job}: {'the same' if same else f'expected {before}, got {results}'}")
             else:
                 bar.write(f"{job}: validation {float(results['validation']):.3f}, test {float(results['test']):.3f}")
                 bar.total = plan.expected(preset, ledger)
             ledger.add(job, {**results, **stamp, "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
             bar.update()
+    return different
 
 
 def main(given: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 after one sentence about what is missing or wrong."""
-    options = arguments(given)
+    """Exit code: 0, 1 if a run made once more gave something else, or 2 after a sentence about what is missing."""
+    options, different = arguments(given), 0
     try:
         ledger = Ledger(result_file(options))
         plan.check(PRESETS[options.preset], ledger)
         if not options.report:
-            make(PRESETS[options.preset], ledger, options)
+            different = make(PRESETS[options.preset], ledger, options)
         print(report.table(PRESETS[options.preset], ledger) or "No method has all its runs yet.")
         print(f"{len(ledger)} of about {plan.expected(PRESETS[options.preset], ledger)} runs are in {ledger.path}")
     except (MissingData, ValueError) as error:
         print(f"python -m benchmarks.quality: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

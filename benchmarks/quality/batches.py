@@ -43,9 +43,10 @@ def _padded(rows: Sequence[list[int]], pad: int, left: bool) -> Batch:
 
 
 def in_random_order(part: Encoded, size: int, seed: int) -> Iterator[list[int]]:
-    """Numbers of the examples of each batch, without end; each example once before any comes again.
+    """Numbers of the examples of each batch, without end; no example comes again before the next round over all.
 
-    GROUP batches are sorted by length together and then come in random order.
+    GROUP batches are sorted by length together and then come in random order. What is left over at the end of a round,
+    less than a batch, is not shown in it.
 
     Raises:
         ValueError: fewer examples than a batch has.

@@ -161,18 +161,27 @@ class Idle(Here):
         raise AssertionError(f"begun: {given[0]}")
 
 
-def test_again_says_whether_it_is_the_same(whole, tmp_path, here, capsys):
+def test_again_says_whether_it_is_the_same(whole, tmp_path, here, capsys, monkeypatch):
     path = tmp_path / "quality.csv"
     shutil.copy(whole, path)
-    found = compare(path, "--again", "--only", ALONE)
+    monkeypatch.setitem(command.PRESETS, "small", FEW)
+    few_ways(monkeypatch)
+    again = ["--csv", str(path), "--again", "--only", ALONE]
+    assert command.main(again) == 0
     assert f"{ALONE}: the same\n" in capsys.readouterr().out
     assert rows_by_order(path) == rows_by_order(whole)
+    found = Ledger(path)
     (alone,) = (job for job in found if str(job) == ALONE)
     found.add(alone, {**found[alone], "test": "0.123"})
-    compare(path, "--again", "--only", ALONE)
+    assert command.main(again) == 1
     said = capsys.readouterr().out
     assert re.search(rf"{ALONE}: expected .*'test': '0.123'.*, got ", said)
     assert "the same" not in said
+
+
+def test_a_name_that_fits_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--only: expected a part of a run's name, got 'no such'"):
+        compare(tmp_path / "quality.csv", "--only", "no such")
 
 
 def test_a_run_that_fails_raises_and_leaves_the_others(whole, tmp_path):
