@@ -149,7 +149,7 @@ def adam_(
         update: see `Update`.
         exp_avg, exp_avg_sq: float32, shape (count,): moments, updated in place.
         groups: hyper-parameters by group number.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or a backend's name; see `dispatch`.
     """
     update = _taken(update, backend)
     check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
@@ -164,7 +164,7 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
         update: see `Update`.
         momentum_buffer: float32, shape (count,), updated in place; None if no group has momentum.
         groups: hyper-parameters by group number.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or a backend's name; see `dispatch`.
     """
     update = _taken(update, backend)
     check_update(update, {"momentum_buffer": momentum_buffer}, len(groups))

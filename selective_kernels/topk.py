@@ -92,7 +92,7 @@ def scan(
         score: what ranks the entries.
         hint: a guess of the k-th best score, used instead of a sample. Any value gives the same result; a bad one
             costs a second read. Ignored where the tensors lie on several devices.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or a backend's name; see `dispatch`.
 
     Raises:
         TypeError, ValueError: an argument is out of range; see `checks`.

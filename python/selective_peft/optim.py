@@ -135,7 +135,7 @@ class SelectiveAdamW(SelectiveAdam):
         nonfinite: "skip" a step whose gradients hold inf or NaN (counted in `skipped_steps`), or "raise". On a GPU
             "skip" does not wait to know: the next step, or whoever asks, learns that a step was skipped, and warns.
             "raise" raises in the very step, so each step waits for its gradients.
-        backend: "auto", or one of "cpu", "triton" and "reference"; see `selective_kernels.explain()`.
+        backend: "auto", or one of "cpu", "triton", "cuda" and "reference"; see `selective_kernels.explain()`.
         amsgrad, maximize, capturable, differentiable: must be False.
         foreach, fused: accepted for compatibility and ignored, with a warning.
 
