@@ -51,6 +51,7 @@ class Case:
         backend: of ours.
         measured: steps that an optimizer takes after the one that brings it to its place in the run.
         compiler: backend of torch.compile.
+        others: further backends of ours, which take their turns beside `backend`.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Case:
     backend: str
     measured: int
     compiler: str = "inductor"
+    others: tuple[str, ...] = ()
 
     @property
     def scalars(self) -> int:
@@ -80,6 +82,11 @@ class Case:
         """The step of a run in which the measured ones begin."""
         phase = next(phase for phase in rivals.PHASES if phase.name == step)
         return phase.begin(TOTAL_STEPS, self.measured)
+
+
+def ours_on(backend: str) -> str:
+    """The method's name on a backend that takes its turns beside the one that `OURS` stands for."""
+    return f"{OURS} on {backend}"
 
 
 def parse_budget(text: str, scalars: int) -> int:
@@ -148,8 +155,8 @@ def expected(case: Case, budget: int, step: str, taken: int) -> int:
 def entries(case: Case, params: Sequence[Tensor], grads: rivals.GradSets) -> list[Entry]:
     """Ours at each budget and step, then the rivals; they share parameters and gradients, never state."""
 
-    def ours(budget: int, step: str, name: str) -> Made:
-        optimizer = make_ours(case, budget, step, params, case.backend)
+    def ours(budget: int, step: str, backend: str, name: str) -> Made:
+        optimizer = make_ours(case, budget, step, params, backend)
         return optimizer, rivals.stepping(name, params, grads, optimizer.step)
 
     found = []
@@ -157,7 +164,9 @@ def entries(case: Case, params: Sequence[Tensor], grads: rivals.GradSets) -> lis
         for step in case.steps:
             # A step that selects nothing reads the cache lines of the selected scalars, which nobody has counted.
             moved = 0 if step == SPENT else 2 * case.nbytes
-            found.append(Entry(OURS, budget, step, moved, partial(ours, budget, step)))
+            found.append(Entry(OURS, budget, step, moved, partial(ours, budget, step, case.backend)))
+            for other in case.others:
+                found.append(Entry(ours_on(other), budget, step, moved, partial(ours, budget, step, other)))
     return [*found, *_rivals(case, params, grads)]
 
 

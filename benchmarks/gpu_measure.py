@@ -54,7 +54,7 @@ class Measured:
 
 
 def check(case: Case, device: torch.device) -> int:
-    """Compares kernels and reference on a small problem of the case's dtype; returns how many scalars it has.
+    """Compares all kernels and reference on a small problem of the case's dtype; returns how many scalars it has.
 
     Raises:
         gate.Mismatch: see `gate.agree`.
@@ -62,7 +62,7 @@ def check(case: Case, device: torch.device) -> int:
     shapes = MODELS["tiny"] if case.model == "tiny" else CHECKED
     base = random_tensors(shapes, PARAM_STD, case.dtype, 3, device)
     grads = [random_tensors(shapes, GRAD_STD, case.dtype, seed, device) for seed in (4, 5)]
-    kernels, done, steps = dispatch.resolve(device, case.backend), TOTAL_STEPS // 2, 3
+    done, steps = TOTAL_STEPS // 2, 3
     budget = total(shapes) // 20
 
     def in_the_middle(params: list[Tensor], backend: str) -> SelectiveAdamW:
@@ -71,8 +71,9 @@ def check(case: Case, device: torch.device) -> int:
     def at_once(params: list[Tensor], backend: str) -> SelectiveAdamW:
         return rivals.all_selected(params, budget, backend)
 
-    gate.agree(base, grads, in_the_middle, budget * (done + steps - 1) // TOTAL_STEPS, steps, kernels)
-    gate.agree(base, grads, at_once, budget, steps, kernels)
+    for kernels in (dispatch.resolve(device, case.backend), *case.others):
+        gate.agree(base, grads, in_the_middle, budget * (done + steps - 1) // TOTAL_STEPS, steps, kernels)
+        gate.agree(base, grads, at_once, budget, steps, kernels)
     return total(shapes)
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks.bandwidth import Bandwidth
-from benchmarks.gpu_cases import COMPILED, FOREACH, FUSED, IN_PLACE, MASKING, OURS, SPENT, TOTAL_STEPS, Case, Entry
+from benchmarks.gpu_cases import (
+    COMPILED,
+    FOREACH,
+    FUSED,
+    IN_PLACE,
+    MASKING,
+    OURS,
+    SPENT,
+    TOTAL_STEPS,
+    Case,
+    Entry,
+    ours_on,
+)
 from benchmarks.gpu_measure import Measured
 from benchmarks.harness import Timing
 from benchmarks.report import format_bytes, format_table
@@ -15,6 +27,7 @@ Row = dict[str, object]
 PARAM_SHARE, PER_SCALAR = 0.02, 40  # extra memory: at most this share of the parameters' bytes + bytes per scalar
 READ_TARGETS = {"deberta-v3-base": 1.3, "qwen2.5-7b": 1.1}  # largest ratio of a step to the read
 FUSED_TARGETS = {"deberta-v3-base": 2.0, "qwen2.5-7b": 3.0}  # least speed-up over the fused dense AdamW
+STEP_TARGETS = {("minilm-l6", "cuda"): 0.15}  # milliseconds of a whole step, host included, by model and backend
 MASKING_TARGETS = {"deberta-v3-base": 100.0, "qwen2.5-1.5b": 100.0, "qwen2.5-7b": 100.0}  # and over dense masking
 
 
@@ -36,7 +49,8 @@ def _row(case: Case, entry: Entry, found: Measured, speed: Bandwidth) -> Row:
     median, alone = _milliseconds(timing), _milliseconds(found.alone.get(name))
     middle = times.get(Entry(OURS, entry.budget or case.budgets[0], "middle", 0, None).name)
     rate = entry.moved / timing.median if timing and entry.moved else None
-    ours = entry.method == OURS
+    backend = backend_of(case, entry.method)
+    ours = bool(backend)
 
     def speedup(rival: Entry) -> str:
         other = times.get(rival.name)
@@ -76,9 +90,15 @@ def _row(case: Case, entry: Entry, found: Measured, speed: Bandwidth) -> Row:
         "first_extra_bytes": found.first_extra.get(name, ""),
         "extra_limit_bytes": extra_limit(case, entry.budget) if ours else "",
         "gradient_sets": found.gradient_sets,
-        "backend": case.backend if ours else "",
+        "backend": backend,
         "note": found.notes.get(name, ""),
     }
+
+
+def backend_of(case: Case, method: str) -> str:
+    """Which backend of ours a method stands for; "" for a rival."""
+    names = {ours_on(other): other for other in case.others}
+    return case.backend if method == OURS else names.get(method, "")
 
 
 def _milliseconds(timing: Timing | None) -> float | None:
@@ -119,9 +139,13 @@ def verdicts(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """One line per aim, budget and step that selects: measured, wanted, met or not."""
     lines = []
     for row in rows:
-        if row["method"] != OURS or row["note"]:
+        if not row["backend"] or row["note"]:
             continue
-        title = f"{row['model']}, {row['budget']:,}, {row['step']}"
+        title = f"{row['model']}, {row['budget']:,}, {row['step']}, {row['backend']}"
+        whole = STEP_TARGETS.get((str(row["model"]), str(row["backend"])))
+        if whole is not None and row["alone_ms_median"] != "":
+            alone = float(str(row["alone_ms_median"]))
+            lines.append(f"{title}: {alone:.3f} ms from an idle device, target <= {whole:g}: {_met(alone <= whole)}")
         aims = (
             ("ratio_to_read", "x read", READ_TARGETS, False),
             ("speedup_over_fused", f"x faster than {FUSED}", FUSED_TARGETS, True),

@@ -36,7 +36,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_step", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cpu: to try this program")
     parser.add_argument("--backend", choices=("auto", *dispatch.BACKENDS), default="auto", help="of ours")
-    parser.add_argument("--shapes", type=_names(SHAPES), default=["deberta", "qwen7b", "qwen1.5b"], help=_list(SHAPES))
+    parser.add_argument(
+        "--shapes", type=_names(SHAPES), default=["deberta", "minilm", "qwen7b", "qwen1.5b"], help=_list(SHAPES)
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="default: the shapes' usual one")
     parser.add_argument("--budgets", type=_names(()), default=["320000", "1000000", "0.1%"], help="scalars, or shares")
     parser.add_argument("--steps", type=_names(STEPS), default=list(STEPS), help=_list(STEPS))
@@ -65,20 +67,33 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
+def others_beside(backend: str, device: torch.device) -> tuple[str, ...]:
+    """Further backends with kernels for a device's tensors; says of the others why they take no part."""
+    found = []
+    for other in dispatch.ON_GPUS:
+        reason = dispatch.unavailable(other, device)
+        if other != backend and not reason:
+            found.append(other)
+        elif other != backend:
+            print(f"backend {other} takes no part: {reason}", flush=True)
+    return tuple(found)
+
+
 def cases_of(options: argparse.Namespace, backend: str) -> list[Case]:
-    """What to measure on each model's shapes.
+    """What to measure on each model's shapes; where "auto" is asked for, ours on all backends for GPUs.
 
     Raises:
         ValueError: a budget is out of range.
     """
     cases = []
+    others = others_beside(backend, options.device) if options.backend == "auto" and backend in dispatch.ON_GPUS else ()
     for name in options.shapes:
         model, usual = SHAPES[name]
         scalars = total(MODELS[model])
         budgets = tuple(dict.fromkeys(parse_budget(each, scalars) for each in options.budgets))
         measured = WARMUPS + options.rounds + options.alone + gpu_parts.STEPS
         for dtype in [DTYPES[each] for each in options.dtype or ()] or [usual]:
-            cases.append(Case(model, dtype, budgets, tuple(options.steps), backend, measured, options.compiler))
+            cases.append(Case(model, dtype, budgets, tuple(options.steps), backend, measured, options.compiler, others))
     return cases
 
 

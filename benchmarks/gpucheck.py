@@ -33,9 +33,10 @@ TARGET = ROOT / "build" / "gpu-check"
 TOOLS = ("pip", "setuptools", "scikit-build-core", "pybind11", "ninja", "cmake")
 PACKAGES = ("torch", "triton", "numpy", "pytest", "hypothesis", "transformers", "accelerate", "selective-optimizers")
 TESTED_WITH = ("pytest", "hypothesis", "numpy")
-ON_DEVICE = "tests/kernels/test_triton_*.py"
-NEED_NO_DEVICE = ("tests/kernels/test_triton_ahead.py",)  # takes a minute, and its budgets are for one compiler
-ELSEWHERE = ("tests/kernels", f"--ignore-glob={ROOT}/{ON_DEVICE}")
+ON_DEVICE = ("tests/kernels/test_triton_*.py", "tests/kernels/test_cuda_*.py")
+# The first takes a minute, and its budgets are for one compiler; the second needs a toolkit.
+NEED_NO_DEVICE = ("tests/kernels/test_triton_ahead.py", "tests/kernels/test_cuda_ahead.py")
+ELSEWHERE = ("tests/kernels", *(f"--ignore-glob={ROOT}/{pattern}" for pattern in ON_DEVICE))
 WORKERS = ("-n", "4")  # for tests on the CPU, if pytest can
 CHOSEN = "triton or cuda"  # of the optimizers' tests
 MEMCHECKED = "run_equals or bad_gradients or mixed or unaligned or nonfinite"  # of these: many kernels, few examples
@@ -110,6 +111,9 @@ class Machine:
         result = self._python(("-c", EXPLAIN), seconds)
         if result.outcome == PASSED and self._device == "cuda" and "cuda tensors: scan -> triton" not in result.output:
             return Result(FAILED, "CUDA tensors are not served by Triton", result.output)
+        if result.outcome == PASSED and "cuda: available" not in result.output:
+            missing = re.search(r"^cuda: .*", result.output, re.MULTILINE)
+            return replace(result, note=missing[0] if missing else "explain() says nothing of the backend cuda")
         return result
 
     def test(self, arguments: Sequence[str], seconds: float) -> Result:
@@ -197,7 +201,7 @@ def found(pattern: str) -> list[str]:
 
 def device_tests() -> list[str]:
     """The kernel tests whose tensors lie on the device."""
-    return [name for name in found(ON_DEVICE) if name not in NEED_NO_DEVICE]
+    return [name for pattern in ON_DEVICE for name in found(pattern) if name not in NEED_NO_DEVICE]
 
 
 def optimizer_tests() -> list[str]:
@@ -210,7 +214,7 @@ def optimizer_tests() -> list[str]:
 
 def memcheck_files() -> list[str]:
     """Whole steps first, which run every kind of kernel."""
-    return [*found("tests/peft/test_triton_*.py"), *device_tests()]
+    return [*found("tests/peft/test_triton_*.py"), *found("tests/peft/test_cuda_*.py"), *device_tests()]
 
 
 def steps_of(machine: Machine, slower: float = 1.0) -> list[Step]:
