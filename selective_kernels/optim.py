@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -134,6 +135,17 @@ def _taken(update: Update, backend: str) -> Update:
     return update if whole else settled(update, backend)
 
 
+@contextmanager
+def _undone_on_failure(update: Update) -> Iterator[None]:
+    """If the block fails, say for want of memory, the index does not count what was not brought in."""
+    try:
+        yield
+    except BaseException:
+        if update.before is not None and update.before.insertion is not None:
+            update.before.insertion.into.starts[:] = update.before.insertion.starts
+        raise
+
+
 def skipped(update: Update) -> bool:
     """Whether the update's flag says that it must change nothing; waits for the flag."""
     return update.skip is not None and bool(update.skip)
@@ -151,9 +163,10 @@ def adam_(
         groups: hyper-parameters by group number.
         backend: "auto" or a backend's name; see `dispatch`.
     """
-    update = _taken(update, backend)
-    check_update(update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
-    dispatch.serving("adam_", update.table, backend)(update, exp_avg, exp_avg_sq, groups)
+    with _undone_on_failure(update):
+        taken = _taken(update, backend)
+        check_update(taken, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
+        dispatch.serving("adam_", taken.table, backend)(taken, exp_avg, exp_avg_sq, groups)
 
 
 @ranged("update")
@@ -166,11 +179,12 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
         groups: hyper-parameters by group number.
         backend: "auto" or a backend's name; see `dispatch`.
     """
-    update = _taken(update, backend)
-    check_update(update, {"momentum_buffer": momentum_buffer}, len(groups))
-    if momentum_buffer is None and any(group.momentum for group in groups):
-        raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")
-    dispatch.serving("sgd_", update.table, backend)(update, momentum_buffer, groups)
+    with _undone_on_failure(update):
+        taken = _taken(update, backend)
+        check_update(taken, {"momentum_buffer": momentum_buffer}, len(groups))
+        if momentum_buffer is None and any(group.momentum for group in groups):
+            raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")
+        dispatch.serving("sgd_", taken.table, backend)(taken, momentum_buffer, groups)
 
 
 def square_sum(

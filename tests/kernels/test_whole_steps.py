@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cudatests import CUDA_DEVICE, on_cuda_kernels
+from cudatests import CUDA_DEVICE, ON_GPU, on_cuda_kernels
 from tritontests import placed
 
 from selective_kernels import (
@@ -194,6 +194,18 @@ def test_an_index_that_was_not_checked_is_checked_when_it_is_whole(native_calls)
     assert native_calls == ["square_sum", "adam", "adam"]
     for i, (one, same) in enumerate(zip(model.arrays(), other.arrays(), strict=True)):
         assert_bitwise_equal(one, same, f"array {i}")
+
+
+@pytest.mark.skipif(ON_GPU, reason="what is made to fail here is the emulation")
+def test_a_call_that_fails_inserts_nothing(monkeypatch):
+    """Nor does the index count what did not come."""
+    model, start = Model("cpu"), Model("cpu")
+    monkeypatch.setenv("SELECTIVE_EMULATION_FAIL", "cudaMemcpyAsync")
+    with on_cuda_kernels(), pytest.raises(RuntimeError, match=r"^cudaMemcpyAsync failed"):
+        selecting(model, "adam", False, "cuda", True)
+    assert model.index.starts == start.index.starts
+    for i, (one, other) in enumerate(zip(model.arrays(), start.arrays(), strict=True)):
+        assert_bitwise_equal(one, other, f"array {i}")
 
 
 def test_c14_an_insertion_without_room_changes_nothing():
