@@ -5,9 +5,7 @@ What is built is kept by a hash of everything that it depends on, so that only a
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sysconfig
@@ -15,7 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -75,7 +72,8 @@ def build(
 
     def compiled(source: Path) -> str:
         target = folder / f"{source.stem}-{os.getpid()}.o"
-        run([compiler, *options, "-x", "c++", "-c", str(source), "-o", str(target)])
+        quick = ["-O0"] if "bindings" in source.stem else []  # they take longest, and do next to nothing
+        run([compiler, *options, *quick, "-x", "c++", "-c", str(source), "-o", str(target)])
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -100,14 +98,3 @@ def build_module(*, sanitized: bool = False) -> Path:
     sources = sorted([*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "cuda").glob("*.cpp")])
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
     return build("_native_cuda", sources, [f"-isystem{each}" for each in includes], sanitized=sanitized, suffix=suffix)
-
-
-@functools.cache
-def load_module(*, sanitized: bool = False) -> Any:
-    """`build_module`, imported; under its own name, so that it does not take the place of the installed one."""
-    spec = importlib.util.spec_from_file_location("_native_cuda", build_module(sanitized=sanitized))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
