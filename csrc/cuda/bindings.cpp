@@ -145,7 +145,7 @@ void bind_lists(py::module_& m) {
       square_sum(plan, rows, n, at<const float>(grads), at<double>(total));
     });
   });
-  py::class_<PyMerge>(m, "Merge")
+  py::class_<PyMerge>(m, "Merge", py::module_local())
       .def(py::init<Address, py::buffer, Address, py::buffer, std::vector<std::pair<Address, Address>>>())
       .def("run", [](const PyMerge& merging, const PyPlace& place) {
         Plan plan;
@@ -155,9 +155,9 @@ void bind_lists(py::module_& m) {
 }
 
 void bind_updates(py::module_& m) {
-  py::class_<PyAges>(m, "Ages")
+  py::class_<PyAges>(m, "Ages", py::module_local())
       .def(py::init<Address, py::buffer, py::buffer, std::int32_t, Address, Address, py::buffer>());
-  py::class_<PyBefore>(m, "Before")
+  py::class_<PyBefore>(m, "Before", py::module_local())
       .def(py::init<const PyMerge*, std::optional<Address>, std::optional<double>, double>(),
            py::keep_alive<1, 2>());
   m.def("adam", [](const PyPlace& place, const py::buffer& rows, const py::buffer& group_of, const py::buffer& steps,

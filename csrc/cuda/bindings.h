@@ -1,4 +1,5 @@
-// What the bindings of all CUDA kernels share.
+// What the bindings of all CUDA kernels share. Their classes are py::module_local(), since tests load this module and its
+// build for an emulation into one process.
 #pragma once
 
 #include <cstdint>

@@ -64,7 +64,7 @@ void bind_scan(py::module_& m) {
   m.attr("TILE") = kTile;
   m.attr("SEGMENT_BYTES") = sizeof(Segment);
   m.attr("MAX_ENTRIES") = (std::int64_t{1} << kFlatBits) - 1;
-  py::class_<Reading>(m, "Reading");
+  py::class_<Reading>(m, "Reading", py::module_local());
   m.def("read_room", &read_room);
   m.def("repair_room", &repair_room);
   m.def("select_room", &select_room);
