@@ -111,6 +111,8 @@ def scores_table(load: Load, markdown: Markdown) -> str:
     usual = [each for each in found if (each.cell.data, each.cell.method) == ("reviews", "ID3")]
     usual = [each for each in usual if each.cell.share == PRESET.shares[0]]
     cells = {(each.cell.exp, each.cell.eps): each for each in [*usual, *comparing.of_score(PRESET, ledger)]}
+    if not cells:
+        return "These runs have not been made yet."
     lines = []
     for exp in PRESET.exps:
         row = [cells.get((exp, eps if exp else 1.0)) for eps in PRESET.epss]
