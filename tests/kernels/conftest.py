@@ -14,7 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from cudatests import CUDA_AVAILABLE, CUDA_DEVICE, on_cuda_kernels
+from cudatests import CUDA_BESIDE_OTHERS, CUDA_DEVICE, on_cuda_kernels
 from tritontests import AVAILABLE, DEVICE, at_home
 
 from selective_kernels import Score, SparseIndex, dispatch
@@ -76,7 +76,7 @@ def everywhere() -> Callable[..., dict[str, Any]]:
                 results[f"{isa}, {threads} threads"] = function()
         if TRITON and triton:
             results["triton"] = on_backend("triton", function)
-        if cuda and CUDA_AVAILABLE and CUDA_DEVICE == "cpu":
+        if cuda and CUDA_BESIDE_OTHERS and CUDA_DEVICE == "cpu":
             with on_cuda_kernels():
                 results["cuda"] = on_backend("cuda", function)
         return results
@@ -97,7 +97,7 @@ def on_every_backend(everywhere: Callable[..., dict[str, Any]]) -> Callable[...,
         results["reference"] = function("reference", "cpu")
         if AVAILABLE and triton:
             results["triton"] = at_home(function("triton", DEVICE))
-        if CUDA_AVAILABLE and cuda:
+        if CUDA_BESIDE_OTHERS and cuda:
             with on_cuda_kernels():
                 results["cuda"] = at_home(function("cuda", CUDA_DEVICE))
         return results

@@ -17,13 +17,15 @@ ON_GPU = torch.cuda.is_available() and not _cuda.unavailable(torch.device("cuda"
 CUDA_DEVICE = "cuda" if ON_GPU else "cpu"  # the device whose tensors the kernels are tested on
 # On a GPU whose driver or capability the module does not serve there is nothing to test; elsewhere the emulation is.
 CUDA_AVAILABLE = ON_GPU or not torch.cuda.is_available()
+# Under sanitizers the emulation takes minutes; the tests of the CUDA kernels alone run it there.
+SANITIZED = (native := _native.load()[0]) is not None and native.sanitized()
+CUDA_BESIDE_OTHERS = CUDA_AVAILABLE and not SANITIZED
 
 
 @functools.cache
 def emulation() -> Any:
     """The kernels compiled for the emulation of the device, by the machine's own C++ compiler."""
-    native, _ = _native.load()
-    path = build_module(sanitized=native is not None and native.sanitized())
+    path = build_module(sanitized=SANITIZED)
     spec = importlib.util.spec_from_file_location("_native_cuda", path)
     assert spec is not None
     assert spec.loader is not None
