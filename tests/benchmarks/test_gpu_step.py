@@ -207,7 +207,7 @@ def verdicts(ms, dense_ms, extra):
 def test_aims_are_those_of_the_read_and_of_the_dense_optimizer():
     """Reading 2 x 15.23 GB at 3 TB/s takes 10.15 ms."""
     lines, shown, made = verdicts(11.0, 33.5, 300_000_000)
-    title = "qwen2.5-7b, 320,000, middle"
+    title = "qwen2.5-7b, 320,000, middle, triton"
     assert lines == [
         f"{title}: 1.08 x read, target <= 1.1: met",
         f"{title}: 3.05 x faster than AdamW fused, target >= 3: met",
