@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import statistics
@@ -136,8 +137,11 @@ def train(job: Job, task: Task, device: str = "cpu", after: Callable[[int], obje
 
 
 def _fisher(job: Job, model: nn.Module, parts: Parts, task: Task) -> dict[str, Tensor]:
-    """Scores of a fresh model, which all runs of a seed share; kept in a file."""
-    path = CACHE / f"fisher-{job.data}-{task.tokens}-{task.fisher}-{job.seed}.safetensors"
+    """Scores of a fresh model, which all runs of a seed share; kept in a file named by all that they hang on."""
+    weights = [(name, float(param.detach().double().sum())) for name, param in model.named_parameters()]
+    answers = [each.answer for each in parts.train.examples]
+    made_of = hashlib.sha256(repr((weights, parts.train.prompts, answers)).encode()).hexdigest()[:16]
+    path = CACHE / f"fisher-{job.data}-{made_of}-{task.fisher}-{job.seed}.safetensors"
     if path.exists():
         return load_file(path)
     order = batches.in_random_order(parts.train, 1, job.seed)

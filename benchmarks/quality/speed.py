@@ -1,4 +1,4 @@
-"""What a step of each method takes: `python -m benchmarks.quality.speed`, some minutes, nothing else running.
+"""What a step of each method takes: `python -m benchmarks.quality.speed`, with nothing else running.
 
 Film reviews, as in the comparison; one method after the other with all threads, each in a few steps of its own.
 """

@@ -1,5 +1,5 @@
 """Where the selection goes and how far it follows full fine-tuning (paper, Fig. 7 and 8): `python -m
-benchmarks.quality.traces`, two minutes per run. It trains ID3 at each budget and PaFi on film reviews, and the whole
+benchmarks.quality.traces`. It trains ID3 at each budget and PaFi on film reviews, and the whole
 model, all with the learning rates that the comparison chose.
 """
 

@@ -2,6 +2,8 @@
 
 import math
 import random
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,7 +99,8 @@ def test_as_many_steps_with_rates_that_fall_to_zero():
 def test_fisher_scores_are_computed_once_for_each_seed_and_read_after(cache, monkeypatch):
     first = untimed(run(job("Fish"), TEXTS))
     files = sorted(path.name for path in cache.iterdir())
-    assert files == ["fisher-reviews-16-8-0.safetensors"]
+    assert len(files) == 1
+    assert re.fullmatch(r"fisher-reviews-[0-9a-f]{16}-8-0\.safetensors", files[0])
     kept = load_file(cache / files[0])
     body = dict(trainable(TEXTS.model(0))["body"])
     assert {name: value.shape for name, value in kept.items()} == {name: param.shape for name, param in body.items()}
@@ -110,6 +113,12 @@ def test_fisher_scores_are_computed_once_for_each_seed_and_read_after(cache, mon
     with pytest.raises(ValueError, match="scores"):  # of another seed there are none yet
         run(job("Fish", seed=1), TEXTS)
     assert len(computed) == 1
+
+
+def test_fisher_scores_of_other_examples_are_not_taken(cache):
+    run(job("Fish"), TEXTS)
+    run(job("Fish"), replace(TEXTS, tokens=5))  # the same rows, cut
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_fisher_scores_leave_the_run_as_it_would_be(cache):
