@@ -1,6 +1,6 @@
 """Steps with dense state: the warm-up of the "diff" method, and the "repeat" strategy. Both are exempt from C10.
 
-Their updates are plain torch, and they know that a gradient is inf or NaN before anything is changed: on a GPU they wait for that.
+Updates are plain torch, and know that a gradient is inf or NaN before anything is changed: on a GPU they wait for that.
 """
 
 from __future__ import annotations
