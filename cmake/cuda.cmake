@@ -32,7 +32,7 @@ if(NOT CMAKE_CUDA_COMPILER OR CMAKE_CUDA_COMPILER_VERSION VERSION_LESS OLDEST_CU
 endif()
 
 set(CUDA_KERNELS indexing merging optim repair scan scan_bfloat16 scan_float16 scan_float32 select squares)
-set(CUDA_SOURCES bindings.cpp scan_bindings.cpp staging.cpp)
+set(CUDA_SOURCES bindings.cpp choosing.cpp scan_bindings.cpp staging.cpp)
 list(TRANSFORM CUDA_KERNELS APPEND .cu OUTPUT_VARIABLE CUDA_KERNEL_FILES)
 list(APPEND CUDA_SOURCES ${CUDA_KERNEL_FILES})
 list(TRANSFORM CUDA_SOURCES PREPEND csrc/cuda/)

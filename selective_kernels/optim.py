@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selective_kernels import dispatch
 from selective_kernels.checks import check_entries, check_index, check_numbers
+from selective_kernels.choosing import check_choosing, choose
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads, insert
 from selective_kernels.prelude import Before
@@ -67,8 +68,8 @@ class Update:
         clip: factor on the gradients: a number, or float32, shape (), on the tensors' device, which nobody waits for.
         skip: int32, shape (1,), on the tensors' device: unless zero when the update runs, it changes nothing. None: it
             always runs.
-        before: what is done first; `index` counts what is inserted then, and `grads` holds what is gathered then.
-            None: nothing.
+        before: what is done first; `index` counts what is inserted then, and `grads` holds what is gathered then. A
+            selection that finds a gradient that is inf or NaN leaves it at that. None: nothing.
     """
 
     table: Table
@@ -110,12 +111,16 @@ def check_update(update: Update, arrays: Mapping[str, Tensor | None], n_groups: 
         check_entries(update.clip.reshape(-1), torch.float32, 1, device, "clip")
 
 
-def settled(update: Update, backend: str = "auto") -> Update:
-    """The update with nothing left to do before it, for backends that take an update alone."""
+def settled(update: Update, backend: str = "auto") -> Update | None:
+    """The update with nothing left to do before it, for backends that take an update alone; None if it must not be."""
     if update.before is None:
         return update
-    insertion, gathering, clipping = update.before
+    choosing, insertion, gathering, clipping = update.before
     clip = update.clip
+    if choosing is not None and not choose(
+        update.table, update.index, update.tensors, update.grads, choosing, backend=backend
+    ):
+        return None
     if insertion is not None:
         insert(insertion, backend=backend)
     if gathering is not None:
@@ -127,10 +132,13 @@ def settled(update: Update, backend: str = "auto") -> Update:
     return replace(update, clip=clip, before=None)
 
 
-def _taken(update: Update, backend: str) -> Update:
+def _taken(update: Update, backend: str) -> Update | None:
     """The update as its backend takes it: with what is done before, or settled."""
     if update.before is None:
         return update
+    if update.before.choosing is not None:
+        check_index(update.index, update.table.numels, update.table.device)
+        check_choosing(update.before.choosing, update.table, update.index, update.tensors, update.grads)
     whole = dispatch.takes_whole_steps(update.table, backend) and update.index.checked_for is update.table.numels
     return update if whole else settled(update, backend)
 
@@ -165,6 +173,8 @@ def adam_(
     """
     with _undone_on_failure(update):
         taken = _taken(update, backend)
+        if taken is None:
+            return
         check_update(taken, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, len(groups))
         dispatch.serving("adam_", taken.table, backend)(taken, exp_avg, exp_avg_sq, groups)
 
@@ -181,6 +191,8 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
     """
     with _undone_on_failure(update):
         taken = _taken(update, backend)
+        if taken is None:
+            return
         check_update(taken, {"momentum_buffer": momentum_buffer}, len(groups))
         if momentum_buffer is None and any(group.momentum for group in groups):
             raise ValueError("momentum_buffer: expected a tensor for groups with momentum, got None")

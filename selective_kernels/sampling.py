@@ -60,6 +60,11 @@ def float_bits(value: float) -> int:
     return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 
+def float_of(bits: int) -> float:
+    """The float32 of these bits, given as an int32."""
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
 def allocate(count: int, device: torch.device) -> Tensor:
     """Room for candidates, int64."""
     return torch.empty(count, dtype=torch.int64, device=device)

@@ -11,17 +11,8 @@ from torch import Tensor
 from selective_kernels import dispatch
 from selective_kernels._spread.parts import is_divided
 from selective_kernels._spread.topk import Pieces, SpreadScan
-from selective_kernels.checks import (
-    check_added_once,
-    check_entries,
-    check_gathers,
-    check_index,
-    check_k,
-    check_keys,
-    check_numbers,
-    check_score,
-    check_sources,
-)
+from selective_kernels.additions import Additions
+from selective_kernels.checks import check_index, check_k, check_score
 from selective_kernels.fetched import Fetched, fetch
 from selective_kernels.index import SparseIndex
 from selective_kernels.indexing import gather_grads_ref
@@ -149,7 +140,7 @@ class ReferenceScan:
 
     def __init__(self, table: Table, index: SparseIndex, k: int, score: Score, hint: float | None = None) -> None:
         self._table, self._index, self._k, self._score = table, index, k, score
-        self._grads: dict[int, Tensor] = {}
+        self._additions = Additions(table, index, score)
         self._found = SparseIndex.empty(len(table), device=table.device)
         self._best: dict[int, tuple[Tensor, Tensor]] = {}  # per tensor: its best k as (keys, offsets), on the CPU
         self.nonfinite = False
@@ -159,19 +150,12 @@ class ReferenceScan:
     @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        check_added_once(tensors, self._best)
-        check_numbers(tensors, len(self._table))
-        check_sources(self._score, grads, grads_out)
-        sources: Sequence[Tensor | None] = [None] * len(tensors)
-        if self._score.family == "given":
-            assert grads is not None
-            sources = check_keys(grads, [self._table.params[i] for i in tensors])
-        elif grads is not None:
-            sources = checked = self._table.check_grads(tensors, grads)
-            self.nonfinite |= any(not bool(torch.isfinite(grad).all()) for grad in checked)
-            self._grads.update(zip(tensors, checked, strict=True))
+        taken = self._additions.take(tensors, grads, grads_out)
+        sources: Sequence[Tensor | None] = [None] * len(tensors) if taken is None else taken
+        if taken is not None and self._score.family != "given":
+            self.nonfinite |= any(not bool(torch.isfinite(grad).all()) for grad in taken)
             if grads_out is not None:
-                gather_grads_ref(self._table, self._index, tensors, checked, grads_out)
+                gather_grads_ref(self._table, self._index, tensors, taken, grads_out)
         self.passes += 1
         for i, source in zip(tensors, sources, strict=True):
             key = score_ref(source, self._table.params[i], self._score, self._table.ids[i]).reshape(-1).cpu().clone()
@@ -182,10 +166,9 @@ class ReferenceScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
-        check_gathers(self._score)
-        check_index(index, self._table.numels, self._table.device)
-        check_entries(out, torch.float32, index.count, self._table.device, "out")
-        gather_grads_ref(self._table, index, list(self._grads), list(self._grads.values()), out)
+        self._additions.check_gather(index, out)
+        for tensors, grads in self._additions.grads:
+            gather_grads_ref(self._table, index, tensors, grads, out)
 
     @ranged("finalize")
     def finalize(self) -> SparseIndex:

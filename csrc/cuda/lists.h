@@ -29,10 +29,12 @@ void gather_grads(Plan& plan, const Row* rows, std::int64_t n, const std::int32_
 void scatter(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets, const float* values);
 void swap(Plan& plan, const Row* rows, std::int64_t n, const std::int32_t* offsets, std::uint32_t* bits);
 
-// An array of 4-byte items with room for all entries, and the new entries' values, or null for zeros.
+// An array of 4-byte items with room for all entries, and the new entries' values: `fresh`, or if that is null `fill` for
+// each.
 struct MergeArray {
   std::uint32_t* data;
   const std::uint32_t* fresh;
+  std::uint32_t fill;
 };
 
 // Brings the new entries of all arrays to their places in the list, which has one of the arrays. Both lists have

@@ -12,7 +12,8 @@ struct List {
   const std::int32_t* offsets;
   const std::int64_t* starts;          // [n_tensors + 1]
   const std::int64_t* blocks;          // [n_tensors + 1]
-  const std::uint32_t* const* arrays;  // [n_arrays]; null for zeros
+  const std::uint32_t* const* arrays;  // [n_arrays]; null for as many fills
+  const std::uint32_t* fills;          // [n_arrays]
 };
 
 __device__ inline void move_entries(const List& mine, const List& other, std::int64_t n_tensors, std::int64_t block,
@@ -27,7 +28,7 @@ __device__ inline void move_entries(const List& mine, const List& other, std::in
     const std::int64_t place = i + lower_bound(other.offsets, low, high, mine.offsets[i]);
     for (std::int64_t a = 0; a < n_arrays; ++a) {
       const std::uint32_t* array = mine.arrays[a];
-      merged[a * total + place] = array == nullptr ? 0 : array[i];
+      merged[a * total + place] = array == nullptr ? mine.fills[a] : array[i];
     }
   }
 }
@@ -71,9 +72,11 @@ void merge(Plan& plan, const std::int32_t* offsets, const std::int64_t* starts, 
   const std::vector<std::int64_t> new_blocks = blocks_of_list(new_starts, n_tensors);
   std::vector<std::uint32_t*> data;
   std::vector<const std::uint32_t*> fresh;
+  std::vector<std::uint32_t> fills;
   for (const MergeArray& array : arrays) {
     data.push_back(array.data);
     fresh.push_back(array.fresh);
+    fills.push_back(array.fill);
   }
   const std::size_t starts_at = plan.add(starts, n_tensors + 1);
   const std::size_t new_starts_at = plan.add(new_starts, n_tensors + 1);
@@ -81,14 +84,16 @@ void merge(Plan& plan, const std::int32_t* offsets, const std::int64_t* starts, 
   const std::size_t new_blocks_at = plan.add(new_blocks.data(), n_tensors + 1);
   const std::size_t data_at = plan.add(data.data(), n_arrays);
   const std::size_t fresh_at = plan.add(fresh.data(), n_arrays);
+  const std::size_t fills_at = plan.add(fills.data(), n_arrays);
   const std::int64_t n_old_blocks = old_blocks.back();
   const std::int64_t n_blocks = n_old_blocks + new_blocks.back();
   plan.then([=](const Place& place, const char* there, Room& room) {
     std::uint32_t* merged = room.take<std::uint32_t>(total * n_arrays);
     const List old_list{offsets, within<std::int64_t>(there, starts_at), within<std::int64_t>(there, old_blocks_at),
-                        within<const std::uint32_t*>(there, data_at)};
+                        within<const std::uint32_t*>(there, data_at), within<std::uint32_t>(there, fills_at)};
     const List new_list{new_offsets, within<std::int64_t>(there, new_starts_at),
-                        within<std::int64_t>(there, new_blocks_at), within<const std::uint32_t*>(there, fresh_at)};
+                        within<std::int64_t>(there, new_blocks_at), within<const std::uint32_t*>(there, fresh_at),
+                        within<std::uint32_t>(there, fills_at)};
     launch(merge_kernel, grid_of(n_blocks), dim3(kThreads), 0, place.stream, old_list, new_list, n_tensors,
            n_old_blocks, merged, total, n_arrays);
     launch(copy_kernel, grid_of(blocks_for(total, kEntries)), dim3(kThreads), 0, place.stream, merged,

@@ -12,12 +12,12 @@ namespace {
 template <class F>
 __device__ inline void for_each_tile(const Reading& reading, Marks& marks, F&& visit) {
   const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_of();
-  if (number >= reading.plan.ranges[3]) return;
-  const Chunk chunk = reading.plan.chunks[number];
+  if (number >= reading.division.ranges[3]) return;
+  const Chunk chunk = reading.division.chunks[number];
   const Row& row = reading.rows[chunk.row];
-  const Spot& spot = reading.plan.spots[chunk.row];
+  const Spot& spot = reading.division.spots[chunk.row];
   const std::int64_t tiles = (row.numel + kTile - 1) / kTile;
-  const std::int64_t last = chunk.tile + reading.plan.tiles < tiles ? chunk.tile + reading.plan.tiles : tiles;
+  const std::int64_t last = chunk.tile + reading.division.tiles < tiles ? chunk.tile + reading.division.tiles : tiles;
   for (std::int64_t t = chunk.tile; t < last; ++t) {
     const std::int64_t first = t * kTile;
     const int size = static_cast<int>(row.numel - first < kTile ? row.numel - first : kTile);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kBlock) collect_kernel(Reading reading, const 
   });
 }
 
-std::int64_t blocks_of(const Reading& reading) { return blocks_for(reading.plan.ranges[3], kWarps); }
+std::int64_t blocks_of(const Reading& reading) { return blocks_for(reading.division.ranges[3], kWarps); }
 
 }  // namespace
 

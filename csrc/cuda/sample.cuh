@@ -27,9 +27,9 @@ __device__ inline void sample_lines(const Reading& reading, const Sample& sample
     const Row* row = reading.rows;
     if (there) {
       const std::int64_t line = number * sample.stride + mix32(static_cast<std::uint32_t>(number) + 1) % sample.stride;
-      const std::int64_t r = find_spot(reading.plan.spots, reading.n_rows, &Spot::lines, line);
+      const std::int64_t r = find_spot(reading.division.spots, reading.n_rows, &Spot::lines, line);
       row = reading.rows + r;
-      const std::int64_t first = (line - reading.plan.spots[r].lines) * kLine;
+      const std::int64_t first = (line - reading.division.spots[r].lines) * kLine;
       entry = first + lane;
       if (row->begin < row->end) {
         const std::int64_t place =
@@ -68,11 +68,11 @@ __device__ inline std::uint32_t threshold_of(const std::uint32_t* bins, std::int
 
 __device__ inline void fill_tile_starts(const Reading& reading, std::int64_t block) {
   const std::int64_t end = (block + 1) * kSlotsPerBlock;
-  for (std::int64_t slot = block * kSlotsPerBlock + threadIdx.x; slot < end && slot < reading.plan.n_slots;
+  for (std::int64_t slot = block * kSlotsPerBlock + threadIdx.x; slot < end && slot < reading.division.n_slots;
        slot += kBlock) {
-    const std::int64_t r = find_spot(reading.plan.spots, reading.n_rows, &Spot::slots, slot);
+    const std::int64_t r = find_spot(reading.division.spots, reading.n_rows, &Spot::slots, slot);
     const Row& row = reading.rows[r];
-    const std::int64_t first = (slot - reading.plan.spots[r].slots) * kTile;
+    const std::int64_t first = (slot - reading.division.spots[r].slots) * kTile;
     const std::int32_t entry = first < 0x7fffffff ? static_cast<std::int32_t>(first) : 0x7fffffff;
     reading.tile_starts[slot] =
         static_cast<std::int32_t>(lower_bound(reading.selected, row.begin, row.end, entry) - row.begin);

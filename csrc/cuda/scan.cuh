@@ -25,14 +25,14 @@ __global__ void __launch_bounds__(kBlock, kBlocksAtOnce)
   Marks& marks = all_marks[warp_of()];
   const Chunk chunk = chunks[number];
   const Row& row = reading.rows[chunk.row];
-  const Spot& spot = reading.plan.spots[chunk.row];
+  const Spot& spot = reading.division.spots[chunk.row];
   const Filter f = reading.control->filter;
   const std::uint64_t salt = K == Kind::random ? salt_of(reading.score, row) : 0;
   const std::uint32_t infinity = infinity_bits<T>();
   const std::uint32_t least = reading.selecting ? least_bits<T>(f.least) : infinity;
   bool gradients_only = grads_are_gradients(K) && (!reading.selecting || (begins_with_gradients(K) && f.least > 0.0f));
   const std::int64_t tiles = (row.numel + kTile - 1) / kTile;
-  const std::int64_t last = chunk.tile + reading.plan.tiles < tiles ? chunk.tile + reading.plan.tiles : tiles;
+  const std::int64_t last = chunk.tile + reading.division.tiles < tiles ? chunk.tile + reading.division.tiles : tiles;
   for (std::int64_t t = chunk.tile; t < last; ++t) {
     const std::int64_t first = t * kTile;
     const Tile<T> tile{reinterpret_cast<const T*>(row.grad) + first, reinterpret_cast<const T*>(row.param) + first,

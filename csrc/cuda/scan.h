@@ -36,7 +36,7 @@ struct Chunk {
 };
 
 // How a set of rows is divided; made once for their sizes and dtypes. Arrays are on the device.
-struct Plan {
+struct Division {
   const Spot* spots;       // [n_rows + 1]
   const Chunk* chunks;     // those of float32 rows first, then bfloat16, then float16
   std::int64_t ranges[4];  // first chunk of each dtype, and their number
@@ -72,7 +72,7 @@ struct Control {
 struct Reading {
   const Row* rows;  // [n_rows]
   std::int64_t n_rows;
-  Plan plan;
+  Division division;
   Score score;
   bool selecting;                // else gradients are only looked at
   const std::int32_t* selected;  // the index list, or null if it is empty

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace selective {
@@ -39,10 +40,12 @@ bool is_free(const Block& block) {
   return true;
 }
 
-// A block that no copy reads any more.
+// A block that no copy uses any more, the last one of those found.
 Block& block_of(std::vector<Block>& found, std::size_t bytes) {
   for (Block& block : found) {
-    if (block.size >= bytes && is_free(block)) return block;
+    if (block.size < bytes || !is_free(block)) continue;
+    std::swap(block, found.back());
+    return found.back();
   }
   Block block;
   block.size = bytes < kLeast ? kLeast : 2 * bytes;
@@ -56,6 +59,27 @@ Block& block_of(std::vector<Block>& found, std::size_t bytes) {
   return found.back();
 }
 
+// A block that is nobody else's until this goes.
+class Borrowed {
+ public:
+  Borrowed(int device, std::size_t bytes) : device_(device) {
+    const std::lock_guard<std::mutex> lock(blocks().mutex);
+    std::vector<Block>& found = blocks().of_device[device];
+    block = block_of(found, bytes);
+    found.pop_back();
+  }
+  ~Borrowed() {
+    const std::lock_guard<std::mutex> lock(blocks().mutex);
+    blocks().of_device[device_].push_back(block);
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  Block block;
+
+ private:
+  int device_;
+};
+
 }  // namespace
 
 void send(const Place& place, void* target, const void* source, std::size_t bytes) {
@@ -66,6 +90,25 @@ void send(const Place& place, void* target, const void* source, std::size_t byte
   std::memcpy(block.data, source, bytes);
   check(cudaMemcpyAsync(target, block.data, bytes, cudaMemcpyHostToDevice, place.stream), "cudaMemcpyAsync");
   check(cudaEventRecord(block.done, place.stream), "cudaEventRecord");
+}
+
+void receive(const Place& place, std::initializer_list<Fetching> copies) {
+  std::size_t bytes = 0;
+  for (const Fetching& each : copies) bytes += each.bytes;
+  const Borrowed borrowed(place.device, bytes);
+  const Block& block = borrowed.block;
+  char* there = block.data;
+  for (const Fetching& each : copies) {
+    check(cudaMemcpyAsync(there, each.source, each.bytes, cudaMemcpyDeviceToHost, place.stream), "cudaMemcpyAsync");
+    there += each.bytes;
+  }
+  check(cudaEventRecord(block.done, place.stream), "cudaEventRecord");
+  check(cudaEventSynchronize(block.done), "cudaEventSynchronize");
+  there = block.data;
+  for (const Fetching& each : copies) {
+    std::memcpy(each.target, there, each.bytes);
+    there += each.bytes;
+  }
 }
 
 }  // namespace selective

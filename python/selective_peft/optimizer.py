@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from selective_kernels import SparseIndex, Table, Update, dispatch, gather_grads, square_sum
 from selective_kernels.hostcopy import HostCopy
 from selective_kernels.optim import Ages
-from selective_kernels.prelude import Before, Clipping, Gathering
+from selective_kernels.prelude import Before, Choosing, Clipping, Gathering
 from selective_peft import dense_phases
 from selective_peft.dense_phases import CLIP_EPS
 from selective_peft.gradients import dense_grads, nonfinite_names
 from selective_peft.pending import Pending, Verdict
 from selective_peft.resume import ResumableOptimizer
-from selective_peft.scores import describe_score, needs_grad
+from selective_peft.scores import describe_score, kernel_form, needs_grad
 from selective_peft.search import Gradients, find
 from selective_peft.selection import Selection
 from selective_peft.tensor_scores import Spent
@@ -150,6 +150,9 @@ class SelectiveOptimizer(ResumableOptimizer):
                     before if any(before) else None,
                 )
             )
+        if before.choosing is not None and not self._take_chosen(before.choosing, selection, verdict):
+            selection.uncount_updates(given.tensors, missed)
+            return None
         selection.step += 1
         if not verdict.open:
             self._finish(selection, selected=verdict.starts is not None)
@@ -183,6 +186,12 @@ class SelectiveOptimizer(ResumableOptimizer):
                 table, index, given.tensors, given.grads, selected_grads, flag=verdict.flag, backend=backend
             )
             return (selected_grads, Before()) if finite and verdict.dense_finite() else None
+        form = kernel_form(settings.score) if by_grad and isinstance(wanted, int) else None
+        if form is not None and self._takes_whole_steps(verdict):
+            verdict.starts, verdict.threshold = list(index.starts), selection.threshold
+            grads, arrays = table.check_grads(given.tensors, given.grads), selection.fresh_arrays()
+            choosing = Choosing(total, form, grads, arrays, verdict.dense_flag)
+            return selected_grads, Before(choosing=choosing)
         if by_grad:
             verdict.ask()
         else:
@@ -197,11 +206,22 @@ class SelectiveOptimizer(ResumableOptimizer):
             aligned = [(selected_grads, found.fetched.grads)]
             state = self._fresh_state(table, new)
             if given.tensors and self._takes_whole_steps(verdict):
-                before = Before(selection.begin_insert(new, found.fetched, aligned, state))
+                before = Before(insertion=selection.begin_insert(new, found.fetched, aligned, state))
             else:
                 selection.insert(new, found.fetched, aligned, state, backend)
             selection.threshold = found.threshold
         return selected_grads, before
+
+    def _take_chosen(self, choosing: Choosing, selection: Selection, verdict: Verdict) -> bool:
+        """Takes over what came of a selection in the update's call; False to skip the step."""
+        assert choosing.chosen is not None
+        if not choosing.chosen.finite:
+            return False
+        if choosing.chosen.n_new:
+            selection.threshold = choosing.chosen.threshold
+        else:
+            verdict.starts = None
+        return True
 
     def _fresh_state(self, table: Table, new: SparseIndex) -> dict[str, Tensor]:
         """Per-entry state that new entries begin with, where it is not zero."""

@@ -44,6 +44,11 @@ class Verdict:
         self._copy: HostCopy | None = None
 
     @property
+    def dense_flag(self) -> Tensor | None:
+        """The flag, if the dense groups' gradients have had a say in it."""
+        return self.flag if self._any_dense else None
+
+    @property
     def skip(self) -> Tensor | None:
         """The flag that updates have to look at; None if they need not."""
         return self.flag if self.open else None
@@ -101,12 +106,7 @@ class Pending:
         if self.starts is not None:
             selection.take_out(self.starts)
             selection.threshold = self.threshold
-        for i in self.tensors:
-            selection.tensor_steps[i] -= 1
-        for i in self.missed:
-            selection.missed[i].pop()
-            if not selection.missed[i]:
-                del selection.missed[i]
+        selection.uncount_updates(self.tensors, self.missed)
         for param, before in self.dense.items():
             if before:
                 state[param] = before

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selective_kernels import Fetched, SparseIndex, Table, gather, merge_
 from selective_kernels.indexing import MergeArrays, begin_insertion
-from selective_kernels.prelude import Insertion
+from selective_kernels.prelude import Insertion, Source
 
 
 class Selection:
@@ -96,6 +96,11 @@ class Selection:
         """The same, but the update that comes next brings the entries in; they are counted from now on."""
         return begin_insertion(self.index, new, self._merged(fetched, aligned, state))
 
+    def fresh_arrays(self) -> list[tuple[Tensor, Source]]:
+        """All per-entry arrays, and what new entries of this step begin with."""
+        history: dict[str, Source] = {"original": "bits", "chosen": self.step, "master": "values"}
+        return [(array, history.get(name, 0)) for name, array in self.arrays.items()]
+
     def _merged(self, fetched: Fetched, aligned: MergeArrays, state: Mapping[str, Tensor]) -> MergeArrays:
         fresh = {**self._history(fetched), **state}
         return [*((array, fresh.get(name)) for name, array in self.arrays.items()), *aligned]
@@ -142,6 +147,15 @@ class Selection:
                     self.missed.setdefault(i, []).append(self.step)
                     missed.append(i)
         return missed
+
+    def uncount_updates(self, tensors: Sequence[int], missed: Sequence[int]) -> None:
+        """Takes back `count_updates` of a step that was not made; `missed` is what it returned."""
+        for i in tensors:
+            self.tensor_steps[i] -= 1
+        for i in missed:
+            self.missed[i].pop()
+            if not self.missed[i]:
+                del self.missed[i]
 
     def nbytes(self) -> int:
         """Bytes per selected scalar times their number, plus the per-tensor tables."""

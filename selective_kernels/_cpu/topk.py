@@ -11,15 +11,7 @@ from torch import Tensor
 
 from selective_kernels import _native
 from selective_kernels._cpu.indexing import gather_grads
-from selective_kernels.checks import (
-    check_added_once,
-    check_entries,
-    check_gathers,
-    check_index,
-    check_keys,
-    check_numbers,
-    check_sources,
-)
+from selective_kernels.additions import Additions
 from selective_kernels.fetched import Fetched, fetch
 from selective_kernels.index import SparseIndex
 from selective_kernels.ranges import ranged
@@ -42,32 +34,16 @@ class CpuScan:
             index.offsets.data_ptr(),
             torch.get_num_threads(),
         )
-        self._added: list[tuple[Sequence[int], Sequence[Tensor]]] = []  # finalize may read the gradients again
-        self._numbers: set[int] = set()
+        self._additions = Additions(table, index, score)
         self._found = SparseIndex.empty(len(table), device=table.device)
 
     @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        check_added_once(tensors, self._numbers)
-        check_numbers(tensors, len(self._table))
-        check_sources(self._score, grads, grads_out)
-        out = 0
-        if grads is None:
-            rows = self._table.rows(self._index, tensors)
-        elif self._score.family == "given":
-            keys = check_keys(grads, [self._table.params[i] for i in tensors])
-            rows = self._table.rows(self._index, tensors, keys)
+        rows = self._table.rows(self._index, tensors, self._additions.take(tensors, grads, grads_out))
+        if self._score.family == "given":
             rows[3::COLUMNS] = array("q", [DTYPE_CODES[torch.float32]] * len(tensors))
-        else:
-            checked = self._table.check_grads(tensors, grads)
-            if grads_out is not None:
-                check_entries(grads_out, torch.float32, self._index.count, self._table.device, "grads_out")
-                out = grads_out.data_ptr()
-            self._added.append((tensors, checked))
-            rows = self._table.rows(self._index, tensors, checked)
-        self._numbers.update(tensors)
-        self._scan.add(rows, out)
+        self._scan.add(rows, 0 if grads_out is None else grads_out.data_ptr())
 
     @property
     def nonfinite(self) -> bool:
@@ -94,10 +70,8 @@ class CpuScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
-        check_gathers(self._score)
-        check_index(index, self._table.numels, self._table.device)
-        check_entries(out, torch.float32, index.count, self._table.device, "out")
-        for tensors, grads in self._added:
+        self._additions.check_gather(index, out)
+        for tensors, grads in self._additions.grads:
             gather_grads(self._table, index, tensors, grads, out)
 
     @property

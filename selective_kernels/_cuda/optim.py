@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from selective_kernels._cuda import native
+from selective_kernels._cuda.choosing import native_choosing, take_chosen, warn_of_memory_for_one_call
 from selective_kernels._cuda.indexing import native_merge
 from selective_kernels._cuda.place import address, place_for
 from selective_kernels.ages import Corrections, corrections_of
+from selective_kernels.choosing import choose
 from selective_kernels.index import SparseIndex
 from selective_kernels.optim import NORM_BLOCK, AdamGroup, Ages, SgdGroup, Update
 from selective_kernels.table import Table
@@ -52,12 +55,20 @@ def _before(update: Update) -> _Native:
     before, n_tensors = update.before, len(update.tensors)
     if before is None:
         return _Native(None, update.table.rows(update.index, update.tensors), 0, n_tensors)
-    insertion, gathering, clipping = before
-    merge = None
+    choosing, insertion, gathering, clipping = before
+    merge = chosen = grads = None
+    count = update.index.count
+    if choosing is not None:
+        chosen, grads = native_choosing(update, choosing), choosing.grads
+        count += chosen.most
+    if gathering is not None:
+        grads = gathering.grads
     if insertion is not None:
         merge = native_merge(insertion.into.offsets, insertion.starts, insertion.new, insertion.arrays)
-    partial = 8 * (update.index.count // NORM_BLOCK + n_tensors)
+    first = chosen or merge  # of the two, at most one is there
+    partial = 8 * (count // NORM_BLOCK + n_tensors)
     call = native().Before(
+        None if chosen is None else chosen.call,
         None if merge is None else merge.call,
         None if gathering is None else gathering.flag.data_ptr(),
         None if clipping is None else clipping.limit,
@@ -65,23 +76,21 @@ def _before(update: Update) -> _Native:
     )
     return _Native(
         call,
-        update.table.rows(update.index, update.tensors, None if gathering is None else gathering.grads),
-        partial + (0 if merge is None else merge.room),
-        n_tensors + (0 if merge is None else merge.n_rows),
+        update.table.rows(update.index, update.tensors, grads),
+        partial + (0 if first is None else first.room),
+        n_tensors + (0 if first is None else first.n_rows),
     )
 
 
-def _run(
+def _call(
     kernel: Any,
     update: Update,
     groups: Sequence[Sequence[float]],
     state: tuple[Tensor | None, Tensor | None],
-    corrections: Corrections | None = None,
-    betas: Sequence[tuple[float, float]] = (),
-) -> None:
+    corrections: Corrections | None,
+    betas: Sequence[tuple[float, float]],
+) -> Any:
     """Calls a native step; `state` is the optimizer's per-entry state."""
-    if not update.index.count or not (update.tensors or update.before):
-        return
     ages, missed = None, 0
     if update.ages is not None:
         ages = _ages(update.ages, update, corrections, betas)
@@ -90,7 +99,7 @@ def _run(
     arrays = [update.index.offsets, update.grads, *state, update.master, clip, update.skip]
     before = _before(update)
     place = place_for(update.table.device, before.n_rows, before.room + 4 * missed)
-    kernel(
+    return kernel(
         place.where,
         before.rows,
         array("q", [update.group_of[i] for i in update.tensors]),
@@ -103,17 +112,41 @@ def _run(
     )
 
 
+def _run(kernel: Any, update: Update, groups: Sequence[Sequence[float]], *rest: Any) -> None:
+    """The update, in one native call with what comes before it.
+
+    If the call has no memory for a selection, or its threshold turns out to be misleading, the selection is made anew
+    in calls of its own, which know what to do then.
+    """
+    before = update.before
+    choosing = None if before is None else before.choosing
+    if before is None or choosing is None:
+        if update.index.count and (update.tensors or before):
+            _call(kernel, update, groups, *rest)
+        return
+    found = None
+    if any(update.table.numels[i] for i in update.tensors):
+        try:
+            found = _call(kernel, update, groups, *rest)
+        except torch.OutOfMemoryError:
+            warn_of_memory_for_one_call()
+    if found is not None and take_chosen(update, choosing, found):
+        return
+    if choose(update.table, update.index, update.tensors, update.grads, choosing, backend="cuda"):
+        _run(kernel, replace(update, before=before._replace(choosing=None)), groups, *rest)
+
+
 def adam_(update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[AdamGroup]) -> None:
     """See `selective_kernels.optim.adam_`."""
     corrections, betas = None, [(group.beta1, group.beta2) for group in groups]
-    if update.ages is not None and update.index.count:
+    if update.ages is not None:
         corrections = corrections_of(betas, update.ages.now + 1, update.table.device)
     _run(native().adam, update, groups, (exp_avg, exp_avg_sq), corrections, betas)
 
 
 def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGroup]) -> None:
     """See `selective_kernels.optim.sgd_`."""
-    _run(native().sgd, update, groups, (momentum_buffer, None), betas=[(0.0, 0.0)] * len(groups))
+    _run(native().sgd, update, groups, (momentum_buffer, None), None, [(0.0, 0.0)] * len(groups))
 
 
 def square_sum(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -75,7 +76,7 @@ class Plan:
 
     Attributes:
         numel, n_lines, n_slots, n_chunks: of all these tensors; a tensor has a slot for each tile and one more.
-        slots: number of slots before each tensor.
+        slots: number of slots before each tensor, int64.
         chunks, spots: on the table's device.
     """
 
@@ -89,7 +90,7 @@ class Plan:
         self.numel = sum(table.numels[i] for i in tensors)
         self.n_lines, self.n_slots = int(spots[-1, 0]), int(spots[-1, 1])
         self.n_chunks = len(chunks.items)
-        self.slots: list[int] = spots[:-1, 1].tolist()
+        self.slots = array("q", spots[:-1, 1].tolist())
         self.chunks, self.spots = to_device(chunks.items, table.device), to_device(spots, table.device)
         self._ranges, self._tiles = chunks.ranges, chunks.tiles
 

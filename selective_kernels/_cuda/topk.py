@@ -14,18 +14,11 @@ from torch import Tensor
 from selective_kernels._cuda.indexing import gather_grads
 from selective_kernels._cuda.read import Read, repair
 from selective_kernels._cuda.winners import Report, Winners
-from selective_kernels.checks import (
-    check_added_once,
-    check_entries,
-    check_gathers,
-    check_index,
-    check_keys,
-    check_numbers,
-    check_sources,
-)
+from selective_kernels.additions import Additions
 from selective_kernels.fetched import Fetched
 from selective_kernels.index import SparseIndex
 from selective_kernels.ranges import ranged
+from selective_kernels.sampling import float_of
 from selective_kernels.score import Score
 from selective_kernels.table import Table
 
@@ -41,8 +34,7 @@ class CudaScan:
         self._k = min(k, sum(table.numels))
         self._reads: list[Read] = []
         self._repaired: list[Tensor] = []  # memory of candidates
-        self._grads: dict[int, Tensor] = {}
-        self._numbers: set[int] = set()
+        self._additions = Additions(table, index, score)
         self._empty = 0  # adds of tensors without entries
         self._winners: Winners | None = None
         self._report = Report(0, [0] * (len(table) + 1), [])
@@ -50,18 +42,7 @@ class CudaScan:
     @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        check_added_once(tensors, self._numbers)
-        check_numbers(tensors, len(self._table))
-        check_sources(self._score, grads, grads_out)
-        sources = None
-        if grads is not None and self._score.family == "given":
-            sources = check_keys(grads, [self._table.params[i] for i in tensors])
-        elif grads is not None:
-            sources = self._table.check_grads(tensors, grads)
-            if grads_out is not None:
-                check_entries(grads_out, torch.float32, self._index.count, self._table.device, "grads_out")
-            self._grads.update(zip(tensors, sources, strict=True))
-        self._numbers.update(tensors)
+        sources = self._additions.take(tensors, grads, grads_out)
         if not self._k and not self._score.reads_gradients:
             return
         if not any(self._table.numels[i] for i in tensors):
@@ -74,9 +55,13 @@ class CudaScan:
             self._complete([read])
             read.sources = None
 
+    def _grads(self) -> dict[int, Tensor]:
+        """The gradients of all tensors that were added, by number."""
+        return {i: grad for added in self._additions.grads for i, grad in zip(*added, strict=True)}
+
     def _select(self) -> Report:
         """What the best k of all candidates are; waits."""
-        gradients = self._grads if self._score.reads_gradients else None
+        gradients = self._grads() if self._score.reads_gradients else None
         self._winners = Winners(self._table, self._reads, gradients, self._k)
         self._report = self._winners.wait()
         return self._report
@@ -125,18 +110,15 @@ class CudaScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
-        check_gathers(self._score)
-        check_index(index, self._table.numels, self._table.device)
-        check_entries(out, torch.float32, index.count, self._table.device, "out")
-        if self._grads:
+        self._additions.check_gather(index, out)
+        if grads := self._grads():
             unused = torch.zeros(1, dtype=torch.int32, device=self._table.device)
-            tensors = sorted(self._grads)
-            gather_grads(self._table, index, tensors, [self._grads[i] for i in tensors], out, unused)
+            gather_grads(self._table, index, sorted(grads), [grads[i] for i in sorted(grads)], out, unused)
 
     @property
     def threshold(self) -> float:
         """See `Scan.threshold`."""
-        return float(torch.tensor(self._result().lowest, dtype=torch.int32).view(torch.float32))
+        return float_of(self._result().lowest)
 
     @property
     def passes(self) -> int:

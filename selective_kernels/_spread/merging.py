@@ -12,6 +12,7 @@ from selective_kernels._spread.parts import Part
 from selective_kernels.fetched import Fetched
 from selective_kernels.hostcopy import HostCopy, moved
 from selective_kernels.index import SparseIndex
+from selective_kernels.sampling import float_of
 from selective_kernels.score import Score, score_at
 from selective_kernels.table import Table
 
@@ -84,5 +85,5 @@ def counted(found: Found, table: Table) -> tuple[SparseIndex, float]:
     starts = torch.searchsorted(found.owners, numbers)
     lowest = found.keys.min() if len(found.keys) else torch.zeros((), device=table.device)
     *counts, bits = HostCopy(torch.cat([starts, lowest.view(torch.int32).view(1).long()])).wait().tolist()
-    threshold = float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+    threshold = float_of(bits)
     return SparseIndex(found.offsets, counts, table.numels), threshold

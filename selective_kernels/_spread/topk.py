@@ -6,20 +6,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from selective_kernels._spread.merging import Found, best_of, brought, counted, found_by_keys, found_by_score
 from selective_kernels._spread.parts import Part, Piece, Share, parts_of, share_of
-from selective_kernels.checks import (
-    check_added_once,
-    check_entries,
-    check_gathers,
-    check_index,
-    check_keys,
-    check_numbers,
-    check_sources,
-)
+from selective_kernels.additions import Additions
 from selective_kernels.fetched import Fetched, fetch
 from selective_kernels.hostcopy import moved
 from selective_kernels.index import SparseIndex
@@ -58,7 +49,7 @@ class SpreadScan:
         self._table = pieces.table
         self._running: dict[int, Scan] = {}  # by number of the part
         self._added: dict[int, list[int]] = {}  # numbers of the tensors, by number of the part
-        self._numbers: set[int] = set()
+        self._additions = Additions(self._table, pieces.index, score)
         self._found: list[Found] = []
         self._best: Found | None = None
         self._index = SparseIndex.empty(len(self._table), device=self._table.device)
@@ -67,17 +58,7 @@ class SpreadScan:
 
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        check_added_once(tensors, self._numbers)
-        check_numbers(tensors, len(self._table))
-        check_sources(self._score, grads, grads_out)
-        sources = grads
-        if grads is not None and self._score.family == "given":
-            sources = check_keys(grads, [self._table.params[i] for i in tensors])
-        elif grads is not None:
-            sources = self._table.check_grads(tensors, grads)
-        if grads_out is not None:
-            check_entries(grads_out, torch.float32, self._pieces.index.count, self._table.device, "grads_out")
-        self._numbers.update(tensors)
+        sources = self._additions.take(tensors, grads, grads_out)
         for number, part in enumerate(self._pieces.parts):
             share = share_of(part, tensors, sources)
             if share.numbers:
@@ -142,9 +123,7 @@ class SpreadScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
-        check_gathers(self._score)
-        check_index(index, self._table.numels, self._table.device)
-        check_entries(out, torch.float32, index.count, self._table.device, "out")
+        self._additions.check_gather(index, out)
         for number, scan in self._running.items():
             piece = Piece(self._pieces.parts[number], index)
             values = piece.empty()

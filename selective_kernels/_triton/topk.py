@@ -16,19 +16,11 @@ from selective_kernels._triton.indexing import gather_grads
 from selective_kernels._triton.read import Read
 from selective_kernels._triton.repairing import smallest
 from selective_kernels._triton.winners import Report, Winners
-from selective_kernels.checks import (
-    check_added_once,
-    check_entries,
-    check_gathers,
-    check_index,
-    check_keys,
-    check_numbers,
-    check_sources,
-)
+from selective_kernels.additions import Additions
 from selective_kernels.fetched import Fetched
 from selective_kernels.index import SparseIndex
 from selective_kernels.ranges import ranged
-from selective_kernels.sampling import warn_of_memory
+from selective_kernels.sampling import float_of, warn_of_memory
 from selective_kernels.score import Score
 from selective_kernels.table import Table
 
@@ -43,8 +35,7 @@ class TritonScan:
         self._table, self._index, self._score, self._hint = table, index, score, hint
         self._k = min(k, sum(table.numels))
         self._reads: list[Read] = []
-        self._added: list[tuple[Sequence[int], Sequence[Tensor]]] = []
-        self._numbers: set[int] = set()
+        self._additions = Additions(table, index, score)
         self._best = torch.empty(0, dtype=torch.int64, device=table.device)  # of keys that are gone, best first
         self._winners: Winners | None = None
         self._report: Report | None = None
@@ -53,18 +44,7 @@ class TritonScan:
     @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        check_added_once(tensors, self._numbers)
-        check_numbers(tensors, len(self._table))
-        check_sources(self._score, grads, grads_out)
-        sources = None
-        if grads is not None and self._score.family == "given":
-            sources = check_keys(grads, [self._table.params[i] for i in tensors])
-        elif grads is not None:
-            sources = self._table.check_grads(tensors, grads)
-            if grads_out is not None:
-                check_entries(grads_out, torch.float32, self._index.count, self._table.device, "grads_out")
-            self._added.append((tensors, sources))
-        self._numbers.update(tensors)
+        sources = self._additions.take(tensors, grads, grads_out)
         self._winners = self._report = None
         if not self._k and not self._score.reads_gradients:
             return
@@ -119,7 +99,7 @@ class TritonScan:
         if not self._score.reads_gradients:
             return None
         addresses = [0] * len(self._table)
-        for tensors, grads in self._added:
+        for tensors, grads in self._additions.grads:
             for i, grad in zip(tensors, grads, strict=True):
                 addresses[i] = grad.data_ptr()
         return addresses
@@ -154,17 +134,15 @@ class TritonScan:
 
     def gather(self, index: SparseIndex, out: Tensor) -> None:
         """See `Scan.gather`."""
-        check_gathers(self._score)
-        check_index(index, self._table.numels, self._table.device)
-        check_entries(out, torch.float32, index.count, self._table.device, "out")
+        self._additions.check_gather(index, out)
         unused = torch.zeros(1, dtype=torch.int32, device=self._table.device)
-        for tensors, grads in self._added:
+        for tensors, grads in self._additions.grads:
             gather_grads(self._table, index, tensors, grads, out, unused)
 
     @property
     def threshold(self) -> float:
         """See `Scan.threshold`."""
-        return float(torch.tensor(self._result()[1].lowest, dtype=torch.int32).view(torch.float32))
+        return float_of(self._result()[1].lowest)
 
 
 scan = TritonScan

@@ -102,14 +102,16 @@ def clip_of(model, backend):
 def selecting(model, kind, per_entry, backend, whole):
     if whole:
         insertion = begin_insertion(model.index, model.new, [*model.pairs, *model.aligned])
-        return step(model, kind, per_entry, backend, 1.0, before=Before(insertion, None, Clipping(LIMIT, EPS)))
+        return step(
+            model, kind, per_entry, backend, 1.0, before=Before(insertion=insertion, clipping=Clipping(LIMIT, EPS))
+        )
     merge_(model.index, model.new, [*model.pairs, *model.aligned], backend=backend)
     return step(model, kind, per_entry, backend, clip_of(model, backend))
 
 
 def gathering(model, kind, per_entry, backend, whole):
     if whole:
-        before = Before(None, Gathering(model.grads, model.flag), Clipping(LIMIT, EPS))
+        before = Before(gathering=Gathering(model.grads, model.flag), clipping=Clipping(LIMIT, EPS))
         return step(model, kind, per_entry, backend, 1.0, model.flag, before)
     gather_grads(model.table, model.index, WITH_GRAD, model.grads, model.selected, flag=model.flag, backend=backend)
     return step(model, kind, per_entry, backend, clip_of(model, backend), model.flag)

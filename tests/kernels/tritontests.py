@@ -40,5 +40,6 @@ def at_home(result: Any) -> Any:
     if isinstance(result, SparseIndex):
         return SparseIndex(result.offsets.cpu(), result.starts)
     if isinstance(result, (list, tuple)):
-        return type(result)(at_home(each) for each in result)
+        build = getattr(type(result), "_make", type(result))  # of a NamedTuple, or of a list
+        return build(at_home(each) for each in result)
     return result

@@ -13,7 +13,7 @@ from harness import KINDS, assert_same_picture, make_grads, make_params, picture
 from test_triton_optim import DENSE, SHAPES, STEPS, assert_same_run, make, train
 
 from selective_kernels import _cuda
-from selective_kernels._cuda import indexing, optim
+from selective_kernels._cuda import choosing, indexing, optim, read, winners
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -78,28 +78,49 @@ def test_c11_a_resumed_run_is_the_same_bit_for_bit():
     assert_same_picture(picture(again, others), picture(whole, params))
 
 
+ENQUEUE = ("read", "repair", "select", "gather", "gather_bits", "gather_grads", "square_sum", "adam", "sgd", "Merge")
+
+
 class Watched:
-    """The native module, which notes the calls that enqueue work over index lists."""
+    """The native module, which notes the calls that enqueue work."""
 
     def __init__(self, module, made):
         self._module, self._made = module, made
 
     def __getattr__(self, name):
         found = getattr(self._module, name)
-        if name not in ("gather", "gather_bits", "gather_grads", "square_sum", "adam", "sgd", "Merge"):
+        if name not in ENQUEUE:
             return found
         return lambda *arguments: self._made.append(name) or found(*arguments)
 
 
-def test_after_the_scan_a_step_is_one_call(monkeypatch):
-    """Merge or gather, norm, clipping and update; a view of a merge enqueues nothing by itself."""
+@pytest.fixture
+def enqueued(monkeypatch):
+    """Names of the native calls that enqueue something."""
     made = []
-    for module in (indexing, optim):
+    for module in (choosing, indexing, optim, read, winners):
         monkeypatch.setattr(module, "native", lambda: Watched(_cuda.native(), made))
-    opt, params = make("cuda", device=CUDA_DEVICE, max_grad_norm=0.5)
-    for step, expected in enumerate([["Merge", "adam"]] * STEPS + [["adam"]] * 2):
+    return made
+
+
+def make_steps(opt, params, expected, made):
+    for step, calls in enumerate(expected):
         made.clear()
         for param, grad in zip(params, make_grads(make_params(SHAPES, torch.float32), step), strict=True):
             param.grad = grad.to(param.device)
         opt.step()
-        assert made == expected, step
+        assert made == calls, step
+
+
+def test_a_step_is_one_call(enqueued):
+    """Scan, merge or gather, norm, clipping and update."""
+    opt, params = make("cuda", device=CUDA_DEVICE, max_grad_norm=0.5)
+    make_steps(opt, params, [["adam"]] * (STEPS + 2), enqueued)
+
+
+def test_scores_without_gradients_take_a_call_for_the_scan(enqueued):
+    """A view of a merge enqueues nothing by itself."""
+    opt, params = make("cuda", device=CUDA_DEVICE, max_grad_norm=0.5, method="pafi-increment")
+    gathers = ["gather_grads"] * 2  # of old and of new entries
+    selecting = ["read", "select", *gathers, "Merge", "adam"]
+    make_steps(opt, params, [selecting] * STEPS + [["adam"]] * 2, enqueued)
