@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 from selective_peft import drawing
 
 from benchmarks.report import format_bytes
@@ -206,11 +207,13 @@ def stacked_bars(axes: Axes, stacks: Mapping[str, Mapping[str, float]], label: L
 
 def legend(axes: Axes, colors: Mapping[str, str]) -> None:
     """Names and their colours, below the axes and what stands there."""
-    below = -0.16 if axes.get_xlabel() else -0.08
+    figure, points = axes.get_figure(), 36 if axes.get_xlabel() else 20
+    assert figure is not None
+    below = axes.transAxes + ScaledTranslation(0, -points / 72, figure.dpi_scale_trans)
     handles = [Patch(color=color, label=name) for name, color in colors.items()]  # no artists that would widen the axes
     axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(-0.02, below), ncols=3, frameon=False, fontsize=8,
-        labelcolor=TEXT, handlelength=1.0, handletextpad=0.5, columnspacing=1.2,
+        handles=handles, loc="upper left", bbox_to_anchor=(-0.02, 0), bbox_transform=below, ncols=3, frameon=False,
+        fontsize=8, labelcolor=TEXT, handlelength=1.0, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
 
 

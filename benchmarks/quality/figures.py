@@ -14,41 +14,47 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.pictures import OURS, RIVALS, TEXT, legend, new_figure, save, set_title
 from benchmarks.quality import comparing
 from benchmarks.quality.comparing import Summary
-from benchmarks.quality.jobs import EPS, EXP, NONE
+from benchmarks.quality.jobs import EPS, EXP
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.plan import PRESETS, Preset
+from benchmarks.quality.traces import FULL
 from benchmarks.suites import read_csv
 
-STRATEGIES = {"ID3": OURS, "D3, static": RIVALS[1], "D3, repeat": RIVALS[0], "PaFi, increment": RIVALS[2]}
+DATA = "reviews"  # which all budgets are run on
+STRATEGIES = {"ID3": OURS, "D3, static": RIVALS[1], "D3, repeat": RIVALS[0]}
+RANKED_BY = {"ID3": OURS, "PaFi, increment": RIVALS[2], "PaFi": RIVALS[3], "R-Mask": RIVALS[4]}
 DOCS = ROOT / "docs"
 Rows = Sequence[Mapping[str, str]]
 
 
 def by_budget(preset: Preset, ledger: Ledger, path: Path) -> None:
     """Increment against static and repeat, and against the score of PaFi, over budgets (paper, Fig. 4 and 5)."""
-    found = comparing.summaries(preset, ledger)
-    encoders = [name for name, task in preset.tasks.items() if not task.causal]
-    figure = new_figure("Strategies and scores by budget", list(ledger.values())[:1], len(encoders), 10, 4.2)
-    for axes, data in zip(figure.axes, encoders, strict=True):
-        mine = [each for each in found if each.cell.data == data]
-        for method, color in STRATEGIES.items():
-            _line(axes, [each for each in mine if each.cell.method == method], method, color)
-        _levels(axes, mine)
-        set_title(axes, f"{data}: accuracy on the test part, mean ± deviation of {preset.seeds} seeds")
+    found = [each for each in comparing.summaries(preset, ledger) if each.cell.data == DATA]
+    seeds = f"film reviews: accuracy on the test part, mean ± deviation of {preset.seeds} seeds"
+    figure = new_figure(f"Strategies and scores by budget\n{seeds}", list(ledger.values())[:1], 2, 10, 4.4)
+    panels = {"when scalars are selected": STRATEGIES, "what ranks them": RANKED_BY}
+    for axes, (title, methods) in zip(figure.axes, panels.items(), strict=True):
+        for i, (method, color) in enumerate(methods.items()):
+            shift = 1 + 0.03 * (i - len(methods) / 2)  # or the bars would lie on each other
+            _line(axes, [each for each in found if each.cell.method == method], shift, color)
+        _level_of_full(axes, found)
+        set_title(axes, title)
         axes.set_xscale("log")
         axes.set_xticks(sorted(preset.shares), [f"{share:.1%}" for share in sorted(preset.shares)], color=TEXT)
         axes.minorticks_off()
         axes.set_xlabel("budget", color=TEXT)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    legend(figure.axes[0], STRATEGIES)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))
+        legend(axes, methods)
+    lows, highs = zip(*(axes.get_ylim() for axes in figure.axes), strict=True)
+    for axes in figure.axes:
+        axes.set_ylim(min(lows), max(highs))
     save(figure, path)
 
 
-def _line(axes: Axes, found: Sequence[Summary], method: str, color: str) -> None:
+def _line(axes: Axes, found: Sequence[Summary], shift: float, color: str) -> None:
     points = sorted(found, key=lambda each: each.cell.share)
     if not points:
         return
-    shift = 1 + 0.03 * (list(STRATEGIES).index(method) - 1.5)  # or the bars would lie on each other
     axes.errorbar(
         [each.cell.share * shift for each in points],
         [each.mean for each in points],
@@ -57,14 +63,13 @@ def _line(axes: Axes, found: Sequence[Summary], method: str, color: str) -> None
     )  # fmt: skip
 
 
-def _levels(axes: Axes, found: Sequence[Summary]) -> None:
-    """Full fine-tuning and the untuned model as lines."""
-    for method, style in (("full", "--"), (NONE, ":")):
-        level = next((each.mean for each in found if each.cell.method == method), None)
-        if level is not None:
-            axes.axhline(level, color=TEXT, linestyle=style, linewidth=1)
-            where = (axes.get_yaxis_transform(), "offset points")
-            axes.annotate(method, (0.995, level), (0, 3), *where, ha="right", fontsize=8, color=TEXT)
+def _level_of_full(axes: Axes, found: Sequence[Summary]) -> None:
+    """Full fine-tuning as a line."""
+    level = next((each.mean for each in found if each.cell.method == FULL), None)
+    if level is not None:
+        axes.axhline(level, color=TEXT, linestyle="--", linewidth=1)
+        where = (axes.get_yaxis_transform(), "offset points")
+        axes.annotate(FULL, (0.995, level), (0, 3), *where, ha="right", fontsize=8, color=TEXT)
 
 
 def scores(preset: Preset, ledger: Ledger, path: Path) -> None:
@@ -85,17 +90,17 @@ def scores(preset: Preset, ledger: Ledger, path: Path) -> None:
             [each.deviation for each in points],
             color=color, marker="o", markersize=4, linewidth=1.4, elinewidth=1, capsize=2,
         )  # fmt: skip
-    legend(axes, colors)
     axes.set_xticks(preset.exps, [f"{exp:g}" for exp in preset.exps], color=TEXT)
     axes.set_xlabel("exponent (0: the gradient alone)", color=TEXT)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))
     set_title(axes, f"film reviews, budget {preset.shares[0]:.1%}: accuracy on the test part, {preset.seeds} seeds")
+    legend(axes, colors)
     save(figure, path)
 
 
 def _is_usual(found: Summary, preset: Preset) -> bool:
     cell = found.cell
-    return (cell.data, cell.method, cell.share, cell.exp, cell.eps) == ("reviews", "ID3", preset.shares[0], EXP, EPS)
+    return (cell.data, cell.method, cell.share, cell.exp, cell.eps) == (DATA, "ID3", preset.shares[0], EXP, EPS)
 
 
 def selection(rows: Rows, path: Path) -> None:
