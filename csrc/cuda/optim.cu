@@ -65,47 +65,52 @@ __device__ inline void store_theta(T* param, std::int32_t offset, float* master,
   param[offset] = narrow<T>(theta);
 }
 
-template <bool aged>
-__global__ void __launch_bounds__(kThreads)
-    adam_kernel(Rows rows, const AdamRow* numbers, UpdateArrays a, AgesThere ages) {
-  if (skipped(a)) return;
-  const Span span = span_of(rows, blockIdx.x, kEntries);
-  const Row& row = rows.rows[span.row];
-  const AdamRow& mine = numbers[span.row];
-  const AdamCoefficients coefficients = mine.coefficients;
-  const float clip = clip_of(a);
-  with_dtype(static_cast<DType>(row.dtype), [&](auto storage) {
-    using T = decltype(storage);
-    T* param = reinterpret_cast<T*>(row.param);
-    for (std::int64_t i = span.begin + threadIdx.x; i < span.end; i += kThreads) {
-      const std::int32_t offset = a.offsets[i];
-      float theta = load_theta(param, offset, a.master, i);
-      float step_size = mine.step_size;
-      float correction2 = mine.correction2;
-      if constexpr (aged) {
-        const std::int64_t age = age_of(ages, mine.ages, i);
-        const std::int64_t at = mine.ages.first + (age < mine.ages.last ? age : mine.ages.last);
-        step_size = mine.lr / ages.corrections1[at];
-        correction2 = ages.corrections2[at];
-      }
-      float exp_avg = a.first[i];
-      float exp_avg_sq = a.second[i];
-      adam_update(a.grads[i] * clip, exp_avg, exp_avg_sq, theta, step_size, correction2, coefficients);
-      a.first[i] = exp_avg;
-      a.second[i] = exp_avg_sq;
-      store_theta(param, offset, a.master, i, theta);
+// How the optimizers update an entry, given its gradient, which is clipped already.
+struct Adam {
+  using Numbers = AdamRow;
+  template <bool aged>
+  static __device__ void apply(const AdamRow& mine, const UpdateArrays& a, const AgesThere& ages, std::int64_t i,
+                               float grad, float& theta) {
+    float step_size = mine.step_size;
+    float correction2 = mine.correction2;
+    if constexpr (aged) {
+      const std::int64_t age = age_of(ages, mine.ages, i);
+      const std::int64_t at = mine.ages.first + (age < mine.ages.last ? age : mine.ages.last);
+      step_size = mine.lr / ages.corrections1[at];
+      correction2 = ages.corrections2[at];
     }
-  });
-}
+    float exp_avg = a.first[i];
+    float exp_avg_sq = a.second[i];
+    adam_update(grad, exp_avg, exp_avg_sq, theta, step_size, correction2, mine.coefficients);
+    a.first[i] = exp_avg;
+    a.second[i] = exp_avg_sq;
+  }
+};
 
-template <bool aged>
+struct Sgd {
+  using Numbers = SgdRow;
+  template <bool aged>
+  static __device__ void apply(const SgdRow& mine, const UpdateArrays& a, const AgesThere& ages, std::int64_t i,
+                               float grad, float& theta) {
+    if (mine.coefficients.momentum == 0.0f) {
+      sgd_update_plain(grad, theta, mine.coefficients);
+      return;
+    }
+    bool starts = mine.first;
+    if constexpr (aged) starts = age_of(ages, mine.ages, i) == 1;
+    float buffer = a.first[i];
+    sgd_update(grad, buffer, theta, starts, mine.coefficients);
+    a.first[i] = buffer;
+  }
+};
+
+template <class Optimizer, bool aged>
 __global__ void __launch_bounds__(kThreads)
-    sgd_kernel(Rows rows, const SgdRow* numbers, UpdateArrays a, AgesThere ages) {
+    update_kernel(Rows rows, const typename Optimizer::Numbers* numbers, UpdateArrays a, AgesThere ages) {
   if (skipped(a)) return;
   const Span span = span_of(rows, blockIdx.x, kEntries);
   const Row& row = rows.rows[span.row];
-  const SgdRow& mine = numbers[span.row];
-  const SgdCoefficients coefficients = mine.coefficients;
+  const typename Optimizer::Numbers mine = numbers[span.row];
   const float clip = clip_of(a);
   with_dtype(static_cast<DType>(row.dtype), [&](auto storage) {
     using T = decltype(storage);
@@ -113,16 +118,7 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t i = span.begin + threadIdx.x; i < span.end; i += kThreads) {
       const std::int32_t offset = a.offsets[i];
       float theta = load_theta(param, offset, a.master, i);
-      const float grad = a.grads[i] * clip;
-      if (coefficients.momentum == 0.0f) {
-        sgd_update_plain(grad, theta, coefficients);
-      } else {
-        bool starts = mine.first;
-        if constexpr (aged) starts = age_of(ages, mine.ages, i) == 1;
-        float buffer = a.first[i];
-        sgd_update(grad, buffer, theta, starts, coefficients);
-        a.first[i] = buffer;
-      }
+      Optimizer::template apply<aged>(mine, a, ages, i, a.grads[i] * clip, theta);
       store_theta(param, offset, a.master, i, theta);
     }
   });
@@ -137,17 +133,17 @@ RowAges ages_of_row(const Ages* ages, std::int64_t row, std::int64_t group) {
           ages->places[2 * group + 1]};
 }
 
-// Plans one of two kernels, which differ in whether they count ages, over the entries of all rows.
-template <class Numbers, class Kernel>
-void update(Plan& plan, const Row* rows, std::int64_t n, const std::vector<Numbers>& numbers, UpdateArrays arrays,
-            const Ages* ages, const std::size_t* clip_at, Kernel plain, Kernel aged) {
+// Plans the update of the entries of all rows.
+template <class Optimizer>
+void update(Plan& plan, const Row* rows, std::int64_t n, const std::vector<typename Optimizer::Numbers>& numbers,
+            UpdateArrays arrays, const Ages* ages, const std::size_t* clip_at) {
   const PlannedRows table = plan_rows(plan, rows, n, kEntries);
   if (table.n_blocks == 0) return;
   const std::size_t numbers_at = plan.add(numbers.data(), n);
   const std::size_t missed_at = ages == nullptr ? 0 : plan.add(ages->missed_steps, ages->missed_starts[n]);
   const bool own_clip = clip_at != nullptr;
   const std::size_t clip = own_clip ? *clip_at : 0;
-  const Kernel kernel = ages == nullptr ? plain : aged;
+  const auto kernel = ages == nullptr ? update_kernel<Optimizer, false> : update_kernel<Optimizer, true>;
   AgesThere of_all{};
   if (ages != nullptr) of_all = {ages->chosen, nullptr, ages->now, ages->corrections1, ages->corrections2};
   plan.then([=](const Place& place, const char* there, Room&) {
@@ -156,7 +152,7 @@ void update(Plan& plan, const Row* rows, std::int64_t n, const std::vector<Numbe
     AgesThere on_device = of_all;
     on_device.missed = within<std::int32_t>(there, missed_at);
     launch(kernel, grid_of(table.n_blocks), dim3(kThreads), 0, place.stream, table.on_device(there),
-           within<Numbers>(there, numbers_at), mine, on_device);
+           within<typename Optimizer::Numbers>(there, numbers_at), mine, on_device);
   });
 }
 
@@ -176,7 +172,7 @@ void adam(Plan& plan, const Row* rows, std::int64_t n, const std::int64_t* group
     }
     numbers.push_back(row);
   }
-  update(plan, rows, n, numbers, arrays, ages, clip_at, adam_kernel<false>, adam_kernel<true>);
+  update<Adam>(plan, rows, n, numbers, arrays, ages, clip_at);
 }
 
 void sgd(Plan& plan, const Row* rows, std::int64_t n, const std::int64_t* groups_of, const std::int64_t* steps,
@@ -188,7 +184,7 @@ void sgd(Plan& plan, const Row* rows, std::int64_t n, const std::int64_t* groups
     const RowAges of_row = ages_of_row(ages, r, groups_of[r]);
     numbers.push_back({coefficients_of(groups[groups_of[r]]), ages == nullptr && steps[r] == 1, of_row});
   }
-  update(plan, rows, n, numbers, arrays, ages, clip_at, sgd_kernel<false>, sgd_kernel<true>);
+  update<Sgd>(plan, rows, n, numbers, arrays, ages, clip_at);
 }
 
 }  // namespace selective::cuda

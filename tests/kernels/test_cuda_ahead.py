@@ -21,10 +21,10 @@ LISTS = {
     "swap_kernel",
     "merge_kernel",
     "copy_kernel",
-    "adam_kernel<false>",
-    "adam_kernel<true>",
-    "sgd_kernel<false>",
-    "sgd_kernel<true>",
+    "update_kernel<Adam, false>",
+    "update_kernel<Adam, true>",
+    "update_kernel<Sgd, false>",
+    "update_kernel<Sgd, true>",
     "square_kernel",
     "total_kernel",
 }
@@ -42,8 +42,11 @@ def test_the_module_was_built():
 
 
 def test_the_script_reads_names():
-    mangled = "_ZN9selective4cuda40_GLOBAL__N__53b05609_8_optim_cu_c4a845f610sgd_kernelILb1EEEvNS_4RowsEPKNS1_6SgdRowE"
-    assert short_names([mangled]) == {mangled: "sgd_kernel<true>"}
+    mangled = (
+        "_ZN9selective4cuda40_GLOBAL__N__21a6bef4_8_optim_cu_28e1526713update_kernelINS1_3SgdELb1EEEvNS_4RowsE"
+        "PKNT_7NumbersENS0_12UpdateArraysENS1_9AgesThereE"
+    )
+    assert short_names([mangled]) == {mangled: "update_kernel<Sgd, true>"}
 
 
 def test_every_kernel_is_there_for_every_capability():
