@@ -38,7 +38,7 @@ list(APPEND CUDA_SOURCES ${CUDA_KERNEL_FILES})
 list(TRANSFORM CUDA_SOURCES PREPEND csrc/cuda/)
 
 # Scores must be the same bits everywhere: no contraction, nothing approximate, subnormals kept.
-set(CUDA_FLAGS -fmad=false -prec-div=true -prec-sqrt=true -ftz=false --compress-mode=size)
+set(CUDA_FLAGS -Xcompiler=-ffp-contract=off -fmad=false -prec-div=true -prec-sqrt=true -ftz=false --compress-mode=size)
 foreach(architecture IN LISTS SELECTIVE_KERNELS_CUDA_ARCHITECTURES)
   list(APPEND CUDA_FLAGS "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
 endforeach()

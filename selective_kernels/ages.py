@@ -14,7 +14,7 @@ NOTHING = 1e-12  # a power of beta below this no longer changes a float32 correc
 LEAST_AGES = 1024
 MOST_TABLES = 16  # a schedule may give other betas in every step
 Betas = tuple[float, float]
-_known: dict[tuple[tuple[Betas, ...], torch.device], Corrections] = {}
+_known: dict[tuple[tuple[Betas, ...], torch.device, int], Corrections] = {}
 
 
 class Corrections(NamedTuple):
@@ -45,9 +45,12 @@ def _ages_that_matter(betas: Betas, most: int) -> int:
 
 
 def corrections_of(betas: Sequence[Betas], most: int, device: torch.device) -> Corrections:
-    """The corrections of pairs of betas for ages up to `most`; from the last age that is there they stay the same."""
+    """The corrections of pairs of betas for ages up to `most`; from the last age that is there they stay the same.
+
+    They are for the device's current stream: nobody waits for the copy that brings them.
+    """
     pairs = tuple(dict.fromkeys(betas))
-    key = (pairs, device)
+    key = (pairs, device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
     known = _known.pop(key, None)
     if known is not None and all(known.places[pair][1] >= _ages_that_matter(pair, most) for pair in pairs):
         _known[key] = known  # now the last one to go

@@ -53,12 +53,13 @@ void plan_merge(Plan& plan, const PyMerge& merging) {
         new_starts.data, starts.size - 1, views);
 }
 
-// Plans the merge of new entries into the index, and makes the rows' slices those of the index after it.
-void insert(Plan& plan, std::vector<Row>& rows, const std::int32_t* offsets, const PyChoosing& choosing,
-            const Chosen& chosen) {
+// Plans the merge of new entries into the index, and makes the rows' slices those of the index after it. Returns the
+// starts of the new entries.
+std::vector<std::int64_t> insert(Plan& plan, std::vector<Row>& rows, const std::int32_t* offsets,
+                                 const PyChoosing& choosing, const Chosen& chosen) {
   const Table<std::int64_t> tensors(choosing.tensors);
-  const Table<std::int64_t> starts(choosing.starts);
-  std::vector<std::int64_t> new_starts(static_cast<std::size_t>(starts.size), 0);
+  const std::vector<std::int64_t> starts = choosing.starts.cast<std::vector<std::int64_t>>();
+  std::vector<std::int64_t> new_starts(starts.size(), 0);
   for (std::size_t r = 0; r < rows.size(); ++r) {
     new_starts.at(static_cast<std::size_t>(tensors.data[r]) + 1) = chosen.counts[r];
   }
@@ -78,7 +79,9 @@ void insert(Plan& plan, std::vector<Row>& rows, const std::int32_t* offsets, con
   }
   views.push_back({at<std::uint32_t>(reinterpret_cast<Address>(offsets)),
                    reinterpret_cast<const std::uint32_t*>(chosen.offsets), 0});
-  merge(plan, offsets, starts.data, chosen.offsets, new_starts.data(), starts.size - 1, views);
+  merge(plan, offsets, starts.data(), chosen.offsets, new_starts.data(), static_cast<std::int64_t>(starts.size()) - 1,
+        views);
+  return new_starts;
 }
 
 // Waits for what a selection finds; other Python threads run meanwhile.
@@ -86,8 +89,8 @@ Chosen choose_for(const PyChoosing& choosing, Room& room, const std::vector<Row>
                   const UpdateArrays& update) {
   const std::int64_t n = static_cast<std::int64_t>(rows.size());
   const Table<std::int64_t> slots(choosing.slots);
-  const Table<std::int64_t> starts(choosing.starts);
-  const std::int32_t* const selected = starts.data[starts.size - 1] == 0 ? nullptr : update.offsets;
+  const bool nothing = choosing.starts[choosing.starts.size() - 1].cast<std::int64_t>() == 0;
+  const std::int32_t* const selected = nothing ? nullptr : update.offsets;
   float* const grads = selected == nullptr ? nullptr : const_cast<float*>(update.grads);
   const Choosing wanted = choosing_of(choosing, slots.data, selected, grads);
   const Place place = room.part(choosing_room(n, wanted.division.n_slots, wanted.capacity, wanted.k));
@@ -104,8 +107,8 @@ struct PyBefore {
   double eps;                     // of the clip factor
 };
 
-// Outcome, bits of the lowest score, and how many new entries there are of each row; None without a selection.
-using PyChosen = std::optional<std::tuple<int, std::uint32_t, std::vector<std::int64_t>>>;
+// Outcome, bits of the lowest score, and how many new entries there are; None without a selection.
+using PyChosen = std::optional<std::tuple<int, std::uint32_t, std::int64_t>>;
 
 // `call` is one of the two updates.
 template <class Group, class Call>
@@ -122,14 +125,16 @@ PyChosen step(const PyPlace& place, const py::buffer& row_buffer, const py::buff
   Plan plan;
   Room room(place_of(place));
   PyChosen found;
+  std::vector<std::int64_t> new_starts;
   std::vector<Row> rows(table.data, table.data + table.size);
   const std::int64_t n = table.size;
   if (before != nullptr && before->choosing != nullptr) {
     const PyChoosing& choosing = *before->choosing;
     const Chosen chosen = choose_for(choosing, room, rows, update);
-    found = {static_cast<int>(chosen.outcome), chosen.lowest, chosen.counts};
+    found = {static_cast<int>(chosen.outcome), chosen.lowest, 0};
     if (chosen.outcome != Outcome::complete) return found;
-    insert(plan, rows, update.offsets, choosing, chosen);
+    new_starts = insert(plan, rows, update.offsets, choosing, chosen);
+    std::get<2>(*found) = new_starts.back();
   }
   std::optional<std::size_t> clip_at;
   if (before != nullptr) {
@@ -151,6 +156,11 @@ PyChosen step(const PyPlace& place, const py::buffer& row_buffer, const py::buff
     call(plan, rows.data(), n, group_of.data, steps.data, groups.data, update, &view, clip_there);
   }
   plan.run(room.rest());
+  // Here, where nothing can interrupt it: the lists of the index are about to be those with the new entries.
+  for (std::size_t t = 0; t < new_starts.size(); ++t) {
+    const py::list& starts = before->choosing->starts;
+    starts[t] = starts[t].cast<std::int64_t>() + new_starts[t];
+  }
   return found;
 }
 

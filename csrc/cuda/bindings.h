@@ -41,7 +41,7 @@ struct PyChoosing {
   std::int64_t k;
   Address flag;
   pybind11::buffer tensors;  // number of each row's tensor
-  pybind11::buffer starts;   // of the index, [n_tensors + 1]
+  pybind11::list starts;     // of the index, [n_tensors + 1]; become those of the index with the new entries
   // address, source, fill; the last one is the index list
   std::vector<std::tuple<Address, int, std::uint32_t>> arrays;
 };

@@ -81,7 +81,7 @@ void bind_scan(py::module_& m) {
   py::class_<Reading>(m, "Reading", py::module_local());
   py::class_<PyChoosing>(m, "Choosing", py::module_local())
       .def(py::init<PyDivision, py::buffer, PyScore, PySample, std::int64_t, std::int64_t, Address, py::buffer,
-                    py::buffer, std::vector<std::tuple<Address, int, std::uint32_t>>>());
+                    py::list, std::vector<std::tuple<Address, int, std::uint32_t>>>());
   m.def("choosing_room", &choosing_room);
   m.def("read_room", &read_room);
   m.def("repair_room", &repair_room);

@@ -40,12 +40,17 @@ bool is_free(const Block& block) {
   return true;
 }
 
-// A block that no copy uses any more, the last one of those found.
-Block& block_of(std::vector<Block>& found, std::size_t bytes) {
-  for (Block& block : found) {
-    if (block.size < bytes || !is_free(block)) continue;
-    std::swap(block, found.back());
-    return found.back();
+// A block that no copy uses any more, nobody else's until it is given back. If a call fails before that, it is lost, since
+// a copy may still use it.
+Block take(int device, std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(blocks().mutex);
+  std::vector<Block>& found = blocks().of_device[device];
+  for (Block& each : found) {
+    if (each.size < bytes || !is_free(each)) continue;
+    std::swap(each, found.back());
+    const Block block = found.back();
+    found.pop_back();
+    return block;
   }
   Block block;
   block.size = bytes < kLeast ? kLeast : 2 * bytes;
@@ -55,48 +60,29 @@ Block& block_of(std::vector<Block>& found, std::size_t bytes) {
   if (status != cudaSuccess) cudaEventDestroy(block.done);
   check(status, "cudaHostAlloc");
   block.data = static_cast<char*>(data);
-  found.push_back(block);
-  return found.back();
+  return block;
 }
 
-// A block that is nobody else's until this goes.
-class Borrowed {
- public:
-  Borrowed(int device, std::size_t bytes) : device_(device) {
-    const std::lock_guard<std::mutex> lock(blocks().mutex);
-    std::vector<Block>& found = blocks().of_device[device];
-    block = block_of(found, bytes);
-    found.pop_back();
-  }
-  ~Borrowed() {
-    const std::lock_guard<std::mutex> lock(blocks().mutex);
-    blocks().of_device[device_].push_back(block);
-  }
-  Borrowed(const Borrowed&) = delete;
-  Borrowed& operator=(const Borrowed&) = delete;
-  Block block;
-
- private:
-  int device_;
-};
+void give_back(int device, const Block& block) {
+  const std::lock_guard<std::mutex> lock(blocks().mutex);
+  blocks().of_device[device].push_back(block);
+}
 
 }  // namespace
 
 void send(const Place& place, void* target, const void* source, std::size_t bytes) {
   if (bytes == 0) return;
-  Blocks& all = blocks();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  Block& block = block_of(all.of_device[place.device], bytes);
+  const Block block = take(place.device, bytes);
   std::memcpy(block.data, source, bytes);
   check(cudaMemcpyAsync(target, block.data, bytes, cudaMemcpyHostToDevice, place.stream), "cudaMemcpyAsync");
   check(cudaEventRecord(block.done, place.stream), "cudaEventRecord");
+  give_back(place.device, block);
 }
 
 void receive(const Place& place, std::initializer_list<Fetching> copies) {
   std::size_t bytes = 0;
   for (const Fetching& each : copies) bytes += each.bytes;
-  const Borrowed borrowed(place.device, bytes);
-  const Block& block = borrowed.block;
+  const Block block = take(place.device, bytes);
   char* there = block.data;
   for (const Fetching& each : copies) {
     check(cudaMemcpyAsync(there, each.source, each.bytes, cudaMemcpyDeviceToHost, place.stream), "cudaMemcpyAsync");
@@ -109,6 +95,7 @@ void receive(const Place& place, std::initializer_list<Fetching> copies) {
     std::memcpy(each.target, there, each.bytes);
     there += each.bytes;
   }
+  give_back(place.device, block);
 }
 
 }  // namespace selective

@@ -128,6 +128,30 @@ class SelectiveOptimizer(ResumableOptimizer):
         selected_grads, before = found
         per_entry = self._settings.bias_correction == "per_entry"
         missed = selection.count_updates(given.tensors, keep_missed=per_entry)
+        try:
+            self._update_selected(table, selection, given, verdict, selected_grads, before)
+        except Exception:  # say for want of memory: the update was not made
+            selection.uncount_updates(given.tensors, missed)
+            raise
+        if before.choosing is not None and not self._take_chosen(before.choosing, selection, verdict):
+            selection.uncount_updates(given.tensors, missed)
+            return None
+        selection.step += 1
+        if not verdict.open:
+            self._finish(selection, selected=verdict.starts is not None)
+        return missed
+
+    def _update_selected(
+        self,
+        table: Table,
+        selection: Selection,
+        given: Gradients,
+        verdict: Verdict,
+        selected_grads: Tensor,
+        before: Before,
+    ) -> None:
+        """Updates the selected entries, and does what has to be done before; the step counts as made already."""
+        per_entry = self._settings.bias_correction == "per_entry"
         ages = Ages(selection.arrays["chosen"], selection.missed, selection.step) if per_entry else None
         clip: float | Tensor = 1.0
         if self._takes_whole_steps(verdict) and self._settings.max_grad_norm is not None:
@@ -150,13 +174,6 @@ class SelectiveOptimizer(ResumableOptimizer):
                     before if any(before) else None,
                 )
             )
-        if before.choosing is not None and not self._take_chosen(before.choosing, selection, verdict):
-            selection.uncount_updates(given.tensors, missed)
-            return None
-        selection.step += 1
-        if not verdict.open:
-            self._finish(selection, selected=verdict.starts is not None)
-        return missed
 
     def _takes_whole_steps(self, verdict: Verdict) -> bool:
         """Whether what precedes the update of this step is left to it, so that one call does all."""

@@ -16,6 +16,7 @@ import torch
 
 NAME = "selective_kernels._native_cuda"
 EXPERIMENTAL = 'experimental: no GPU has run it yet, so that "auto" leaves it out'
+OLDEST_DRIVER = 12080  # cudaStreamGetDevice needs it
 _emulations: list[Any] = []
 
 
@@ -74,10 +75,11 @@ def _without_gpu() -> str:
     driver, runtime = module.driver_version(), module.runtime_version()
     if driver == 0:
         return "there is no NVIDIA driver on this machine"
-    if driver // 1000 < runtime // 1000:
+    least = max(runtime // 1000 * 1000, OLDEST_DRIVER)
+    if driver < least:
         return (
             f"the NVIDIA driver serves CUDA {_version(driver)}, the module {NAME} was built with {_version(runtime)}: "
-            f"expected a driver for CUDA {runtime // 1000}.0 or newer"
+            f"expected a driver for CUDA {_version(least)} or newer"
         )
     return ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from array import array
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -63,7 +62,7 @@ def native_choosing(update: Update, choosing: Choosing) -> NativeChoosing:
         most,
         address(choosing.flag),
         array("q", update.tensors),
-        array("q", index.starts),
+        index.starts,
         arrays,
     )
     merging = 4 * (len(arrays) + 1) * (index.count + most)
@@ -71,20 +70,18 @@ def native_choosing(update: Update, choosing: Choosing) -> NativeChoosing:
     return NativeChoosing(call, room, len(table) + len(arrays) + 2, most)
 
 
-def take_chosen(update: Update, choosing: Choosing, found: tuple[int, int, list[int]]) -> bool:
-    """Takes over what a native call has found; False, and nothing has changed, if it could not find all."""
-    outcome, lowest, counts = found
+def take_chosen(choosing: Choosing, found: tuple[int, int, int]) -> bool:
+    """Takes over what a native call says of its selection; False, and nothing has changed, if it could not find all.
+
+    The index has its new starts already: an interrupt between the call and this would part them from the offsets.
+    """
+    outcome, lowest, n_new = found
     if outcome == INCOMPLETE:
         return False
     if outcome == NONFINITE:
         choosing.chosen = Chosen(False, 0, 0.0)
         return True
-    new = [0] * len(update.table)
-    for tensor, count in zip(update.tensors, counts, strict=True):
-        new[tensor] = count
-    starts = update.index.starts
-    starts[:] = [before + more for before, more in zip(starts, accumulate(new, initial=0), strict=True)]
-    choosing.chosen = Chosen(True, sum(counts), float_of(lowest))
+    choosing.chosen = Chosen(True, n_new, float_of(lowest))
     return True
 
 

@@ -130,7 +130,7 @@ def _run(kernel: Any, update: Update, groups: Sequence[Sequence[float]], *rest: 
             found = _call(kernel, update, groups, *rest)
         except torch.OutOfMemoryError:
             warn_of_memory_for_one_call()
-    if found is not None and take_chosen(update, choosing, found):
+    if found is not None and take_chosen(choosing, found):
         return
     if choose(update.table, update.index, update.tensors, update.grads, choosing, backend="cuda"):
         _run(kernel, replace(update, before=before._replace(choosing=None)), groups, *rest)

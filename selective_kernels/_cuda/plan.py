@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 
 from selective_kernels._cuda import native
 from selective_kernels.hostcopy import to_device
+from selective_kernels.plans import Plans
 from selective_kernels.sampling import LINE
 from selective_kernels.table import DTYPE_CODES, Table
 
@@ -18,7 +18,6 @@ TILE = 4096  # entries: kTile of csrc/row.h
 MAX_ENTRIES = 2**33 - 1  # in all tensors of a table: kFlatBits of csrc/cuda/scan.h
 CHUNKS = 65536  # beyond so many a warp reads several tiles, up to MOST_TILES
 MOST_TILES = 16
-_plans: WeakKeyDictionary[Table, dict[tuple[int, ...] | None, Plan]] = WeakKeyDictionary()
 
 
 class Chunks(NamedTuple):
@@ -100,14 +99,13 @@ class Plan:
         return self.spots.data_ptr(), self.chunks.data_ptr(), ranges, self._tiles, self.n_slots
 
 
+_plans = Plans(Plan)
+
+
 def plan_of(table: Table, tensors: Sequence[int]) -> Plan:
     """The plan of some tensors, made once.
 
     Raises:
         ValueError: the table has too many entries for one scan.
     """
-    known = _plans.setdefault(table, {})
-    key = None if len(tensors) == len(table) else tuple(tensors)
-    if key not in known:
-        known[key] = Plan(table, tensors)
-    return known[key]
+    return _plans.of(table, tensors)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from selective_kernels._triton.layout import MAX_ENTRIES, TILE
 from selective_kernels.hostcopy import to_device
+from selective_kernels.plans import Plans
 from selective_kernels.sampling import LINE, Sample, sample_for
 from selective_kernels.score import tensor_salt
 from selective_kernels.table import DTYPE_CODES, Table
 
 PROGRAMS = 8192  # beyond so many a program reads several tiles, up to MOST_TILES
 MOST_TILES = 16
-_plans: WeakKeyDictionary[Table, dict[tuple[int, ...] | None, Plan]] = WeakKeyDictionary()
 
 
 class Plan:
@@ -54,17 +53,16 @@ class Plan:
         return sample_for(k, self.n_lines, self.numel)
 
 
+_plans = Plans(Plan)
+
+
 def plan_of(table: Table, tensors: Sequence[int]) -> Plan:
     """The plan of some tensors, made once.
 
     Raises:
         ValueError: the table has too many entries for one scan.
     """
-    known = _plans.setdefault(table, {})
-    key = None if len(tensors) == len(table) else tuple(tensors)
-    if key not in known:
-        known[key] = Plan(table, tensors)
-    return known[key]
+    return _plans.of(table, tensors)
 
 
 def salts(seed: int, ids: Sequence[int]) -> Tensor:

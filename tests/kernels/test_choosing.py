@@ -232,7 +232,7 @@ def test_one_call_with_a_sample(calls):
 
 
 @pytest.mark.skipif(ON_GPU, reason="what is made to fail here is the emulation")
-@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaEventSynchronize", "cudaMemsetAsync"])
+@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaEventRecord", "cudaEventSynchronize", "cudaMemsetAsync"])
 def test_a_call_that_fails_inserts_nothing(monkeypatch, call):
     """Nor does the index count what did not come."""
     model, start = Model("cpu", 50), Model("cpu", 50)
@@ -242,6 +242,26 @@ def test_a_call_that_fails_inserts_nothing(monkeypatch, call):
     assert model.index.starts == start.index.starts
     for i, (one, other) in enumerate(zip(model.arrays()[:-1], start.arrays(), strict=False)):
         assert_bitwise_equal(one, other, f"array {i}")
+    monkeypatch.delenv("SELECTIVE_EMULATION_FAIL")
+    with on_cuda_kernels():
+        model.at_once("cuda")
+        start.apart("cuda")
+    assert_same(model, start)
+
+
+def test_an_interrupt_after_the_call_finds_the_index_whole(monkeypatch):
+    """Python raises KeyboardInterrupt where a native call returns: what was merged is what the index counts."""
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optim, "take_chosen", interrupted)
+    with on_cuda_kernels():
+        mine, other = (Model(CUDA_DEVICE, 400) for _ in range(2))
+        other.apart("cuda")
+        with pytest.raises(KeyboardInterrupt):
+            mine.at_once("cuda")
+    assert_same(mine, other)
 
 
 @pytest.mark.parametrize(

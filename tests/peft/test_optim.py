@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from harness import KINDS, assert_same_picture, make_params, picture, train
+from harness import KINDS, assert_same_picture, make_grads, make_params, picture, train
 from selective_peft import D3, SelectiveAdamW, SelectiveSGD
 from torch.nn import Parameter
 
@@ -165,3 +165,30 @@ def test_lr_zero_changes_nothing(dtype, backend):
     train(opt, params, 0, 3)
     assert opt.num_selected == 500
     assert all(torch.equal(param.detach(), old) for param, old in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("bias_correction", ["global", "per_entry"])
+@pytest.mark.parametrize("selecting", [True, False], ids=["selecting", "later"])
+def test_c14_a_step_that_failed_can_be_made_again(monkeypatch, selecting, bias_correction, backend):
+    """C14: an update for which there was no memory counts nowhere: made again, all is as if it had not failed."""
+    shapes, steps = [(30, 40), (500,), (7,)], 3
+    options = {"lr": 1e-2, "budget": 300, "total_steps": steps, "bias_correction": bias_correction, "backend": backend}
+    params, others = make_params(shapes, torch.float32), make_params(shapes, torch.float32)
+    whole, failing = SelectiveAdamW(params, **options), SelectiveAdamW(others, **options)
+    before = 1 if selecting else steps
+    for opt, mine in ((whole, params), (failing, others)):
+        train(opt, mine, 0, before)
+        for i, grad in enumerate(make_grads(mine, before)):
+            mine[i].grad = grad if i != 1 else None
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError, match="a test's limit"):
+
+        def without_memory(update):
+            raise torch.OutOfMemoryError("a test's limit")
+
+        patch.setattr(failing, "_update", without_memory)
+        failing.step()
+    for opt in (whole, failing):
+        opt.step()
+    for opt, mine in ((whole, params), (failing, others)):
+        train(opt, mine, before + 1, before + 3)
+    assert_same_picture(picture(failing, others), picture(whole, params))
