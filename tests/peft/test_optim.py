@@ -180,13 +180,14 @@ def test_c14_a_step_that_failed_can_be_made_again(monkeypatch, selecting, bias_c
         train(opt, mine, 0, before)
         for i, grad in enumerate(make_grads(mine, before)):
             mine[i].grad = grad if i != 1 else None
-    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError, match="a test's limit"):
 
-        def without_memory(update):
-            raise torch.OutOfMemoryError("a test's limit")
+    def without_memory(update):
+        raise torch.OutOfMemoryError("a test's limit")
 
+    with monkeypatch.context() as patch:
         patch.setattr(failing, "_update", without_memory)
-        failing.step()
+        with pytest.raises(torch.OutOfMemoryError, match="a test's limit"):
+            failing.step()
     for opt in (whole, failing):
         opt.step()
     for opt, mine in ((whole, params), (failing, others)):
