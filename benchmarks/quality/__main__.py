@@ -107,7 +107,7 @@ def main(given: list[str] | None = None) -> int:
     options, different = arguments(given), 0
     try:
         ledger = Ledger(result_file(options))
-        plan.check(PRESETS[options.preset], ledger)
+        plan.check(PRESETS[options.preset], ledger, None if options.report else options.device)
         if not options.report:
             different = make(PRESETS[options.preset], ledger, options)
         print(report.table(PRESETS[options.preset], ledger) or "No method has all its runs yet.")

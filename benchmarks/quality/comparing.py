@@ -91,14 +91,16 @@ class Comparison:
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
-    """Paired accuracies; ties count half in both directions (Pratt), and the exact distribution is used without them.
+    """Paired accuracies; ties take part in the ranking only (Pratt), and the exact distribution is used without them.
+
+    Differences are rounded to 1e-5, a tenth of what one answer is worth: equal ones have equal ranks.
 
     Raises:
         ValueError: not as many of the one as of the other, or none.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"theirs: expected {len(ours) or 'some'} accuracies, got {len(theirs)}")
-    differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    differences = [round(mine - other, 5) for mine, other in zip(ours, theirs, strict=True)]
     return Comparison(
         len(differences),
         statistics.fmean(differences),

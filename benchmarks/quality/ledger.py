@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.quality.jobs import NONE, Job
@@ -37,10 +41,24 @@ class Ledger(dict[Job, dict[str, str]]):
                 raise ValueError(f"{path}, line {number}: expected a row of this benchmark ({error!r})") from error
 
     def add(self, job: Job, results: dict[str, str]) -> None:
-        """A run's row; the file holds it afterwards, whatever happens then."""
-        self[job] = {**job.columns(), **results}
-        rows = [self[each] for each in sorted(self, key=_place)]
-        write_csv(self.path, rows)
+        """A run's row; the file holds it afterwards, whatever happens then, and what others have added meanwhile."""
+        with _alone(self.path.parent):
+            for other, row in Ledger(self.path).items():
+                self.setdefault(other, row)
+            self[job] = {**job.columns(), **results}
+            write_csv(self.path, [self[each] for each in sorted(self, key=_place)])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block no other process is within one for the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _place(job: Job) -> tuple[str, int, float, float, float, float, int]:

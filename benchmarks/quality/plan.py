@@ -141,14 +141,18 @@ def score_runs(preset: Preset, ledger: Ledger) -> list[Job]:
     return [replace(cell, lr=found[0].lr, seed=seed) for cell in scores(preset) for seed in range(preset.seeds)]
 
 
-def check(preset: Preset, ledger: Ledger) -> None:
-    """Raises ValueError if a row is not of a preset: another data set, or another length of training."""
+def check(preset: Preset, ledger: Ledger, device: str | None = None) -> None:
+    """Raises ValueError if a row is not of a preset: another data set, length of training, or device (None: any)."""
     for job, row in ledger.items():
         task = preset.tasks.get(job.data)
         found = None if task is None else {name: row.get(name) for name in task.settings()}
         if task is None or found != task.settings():
             expected = "one of " + ", ".join(preset.tasks) if task is None else task.settings()
             raise ValueError(f"{job}: expected {expected}, got {found or job.data}; give another file with --csv")
+        if device is not None and row.get("device") != device:
+            raise ValueError(
+                f"{job}: expected a run on {device}, got {row.get('device')}; give another file with --csv"
+            )
 
 
 def pending(preset: Preset, ledger: Ledger) -> list[Job]:
