@@ -16,6 +16,7 @@ from selective_peft.container import CODES, DTYPES, Stored
 from selective_peft.differing import ALONE, differing, pieces
 from selective_peft.errors import DeltaError
 from selective_peft.making_deltas import check_none_lost, check_whole_above, sparse_change
+from selective_peft.naming import is_count
 from selective_peft.rawbytes import BITS
 from selective_peft.stored_names import Naming, prefixes
 from selective_peft.streaming import Meter, Progress
@@ -59,6 +60,8 @@ def _compare(
             )
         if _same(before.pieces(first[0]), after.pieces(key)):
             return None
+    if stored.code not in FLOATS and is_count(name) and first is not None:
+        return None
     if stored.code not in FLOATS:
         given = "another one" if first is None else "different ones"
         raise DeltaError(

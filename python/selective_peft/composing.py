@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,8 @@ def compose(deltas: Sequence[SparseDelta], on_conflict: str = "error") -> Sparse
             f"deltas: expected no scalar with two values, got {sum(conflicts.values()):,} of them in {len(conflicts)} "
             f"tensors, such as {conflicts[name]:,} in {name}; on_conflict='first' or 'last' decides"
         )
-    return SparseDelta(changes, _about(deltas, on_conflict))
+    about = replace(_about(deltas, on_conflict), model_config=_config(deltas, changes, last=on_conflict == "last"))
+    return SparseDelta(changes, about)
 
 
 def check_one_base(name: str, a: Change, b: Change) -> None:
@@ -107,6 +109,26 @@ def _about(deltas: Sequence[SparseDelta], on_conflict: str) -> About:
     first = deltas[0].about
     parts = [{"method": delta.about.method, **delta.about.hyperparameters} for delta in deltas]
     return replace(first, method="compose", hyperparameters={"on_conflict": on_conflict, "parts": parts})
+
+
+def _config(deltas: Sequence[SparseDelta], changes: Mapping[str, Change], *, last: bool) -> Mapping[str, Any] | None:
+    """The configuration of the delta whose tensors are there whole, such as a head, since labels are those of the head;
+    that of the first delta if there are none, and none if they are of several.
+    """
+    suppliers = []
+    for name, change in changes.items():
+        having = [delta for delta in deltas if name in delta.changes and delta.changes[name].is_whole]
+        if change.is_whole and having:
+            suppliers.append(having[-1 if last else 0])
+    configs = [delta.about.model_config for delta in suppliers or deltas[:1]]
+    if all(config == configs[0] for config in configs):
+        return configs[0]
+    warnings.warn(
+        "deltas: expected whole tensors of one model, got them from deltas with different configurations: the composed "
+        "delta has none, and merging it keeps the base's",
+        stacklevel=3,
+    )
+    return None
 
 
 @dataclass(frozen=True)

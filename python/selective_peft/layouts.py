@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from selective_peft.errors import DeltaError
 from selective_peft.planning import Plan
 
 Changes = Mapping[str, Change]
+REMOTE_CODE = ("auto_map", "custom_pipelines")  # of a configuration: only the base says what code may be run
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,16 @@ def merged(checkpoint: Checkpoint, plan: Plan, changes: Changes, config: Mapping
     elif config is not None:
         files = tuple(replace(file, name=SINGLE) for file in files)
     if config is not None:
-        texts["config.json"] = _text({key: value for key, value in config.items() if key != "_name_or_path"})
+        theirs = _without(config, ("_name_or_path", *REMOTE_CODE))
+        mine = {key: value for key, value in (checkpoint.config or {}).items() if key in REMOTE_CODE}
+        texts["config.json"] = _text({**theirs, **mine})
     return Layout(files, tuple(name for name in checkpoint.others if name not in texts), texts)
+
+
+def _without(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A configuration without some settings, those of its parts included."""
+    kept = {key: value for key, value in config.items() if key not in names}
+    return {key: _without(value, names) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _files(

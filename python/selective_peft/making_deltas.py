@@ -16,7 +16,7 @@ from selective_peft.about import About, describe_model, plain
 from selective_peft.changes import Change
 from selective_peft.differing import Differing, differing, pieces
 from selective_peft.errors import DeltaError
-from selective_peft.naming import named_params, named_saved_buffers, tied_names, unwrapped
+from selective_peft.naming import is_count, named_params, named_saved_buffers, tied_names, unwrapped
 from selective_peft.optimizer import SelectiveOptimizer
 from selective_peft.rawbytes import BITS, digest, from_bits, raw, same_bits
 from selective_peft.weight_patches import known_selection, names_in, selected_parts, trained_whole
@@ -90,7 +90,7 @@ def _warn_of_statistics(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None and module.training:
             warnings.warn(
                 f"model: the running statistics of {name or 'it'} change in training and are not in the delta; "
-                "SparseDelta.from_models takes them",
+                "SparseDelta.from_models takes them, but for their counts of batches",
                 stacklevel=4,
             )
             return
@@ -173,7 +173,7 @@ def _apart(base: Mapping[str, Tensor], name: str, first: str) -> bool:
 
 
 def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float) -> Change | None:
-    """The change from one tensor to another; None if their bits are equal.
+    """The change from one tensor to another; None if their bits are equal, or both are counts of batches.
 
     Args:
         name: for messages.
@@ -184,6 +184,8 @@ def difference(name: str, base: Tensor | None, tuned: Tensor, whole_above: float
     Raises:
         DeltaError: another shape or dtype, a dtype that no delta holds, no values (on meta), or inf or NaN.
     """
+    if base is not None and is_count(name) and base.dtype == tuned.dtype == torch.int64:
+        return None
     try:
         return _difference(base, tuned, whole_above)
     except DeltaError as error:

@@ -50,6 +50,11 @@ def named_saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     return dict(found.values())
 
 
+def is_count(name: str) -> bool:
+    """Whether a tensor of this name counts the batches that a normalisation has seen."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
 def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The further names of each parameter that has several, by the name that `named_params` gives it."""
     found: dict[int, list[str]] = {}

@@ -65,10 +65,20 @@ class Targets:
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
-        """Puts values, by name, into the changes' places."""
-        swap_(self.table, self.index, self._packed(values).to(self.table.device))
-        for name in self.whole:
-            self.tensors[name].copy_(values[name])
+        """Puts values, by name, into the changes' places; if it is interrupted, what stood there is there again."""
+        before, exchanged = {name: self.tensors[name].clone() for name in self.whole}, False
+        packed = self._packed(values).to(self.table.device)
+        try:
+            swap_(self.table, self.index, packed)
+            exchanged = True
+            for name in self.whole:
+                self.tensors[name].copy_(values[name])
+        except BaseException:
+            if exchanged:
+                swap_(self.table, self.index, packed)
+            for name, tensor in before.items():
+                self.tensors[name].copy_(tensor)
+            raise
 
     def _packed(self, values: Mapping[str, Tensor]) -> Tensor:
         """The raw bits of the values in the index's order, as the kernels have them: int32, 16-bit ones zero-extended.
@@ -79,6 +89,17 @@ class Targets:
         if not self.table.float32_only:
             parts = [part if part.dtype == torch.int32 else part.int().bitwise_and_(0xFFFF) for part in parts]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+
+
+def in_model(changes: Changes, state: Mapping[str, Tensor]) -> dict[str, Change]:
+    """The changes of a model's tensors: where it has apart what the tuned model tied, each of these gets the change.
+
+    Args:
+        changes: by name.
+        state: of the model, see `making_deltas.state_of`.
+    """
+    copies = {other: change for change in changes.values() for other in change.tied or () if other in state}
+    return {**copies, **changes}
 
 
 def check_fits(name: str, change: Change, tensor: Tensor) -> None:
@@ -110,7 +131,9 @@ def originals_of(changes: Changes) -> dict[str, Tensor]:
 
 def apply_(changes: Changes, model: nn.Module, *, check: bool) -> None:
     """See `SparseDelta.apply_`."""
-    targets = Targets(state_of(model), changes)
+    state = state_of(model)
+    changes = in_model(changes, state)
+    targets = Targets(state, changes)
     if check:
         check_base(targets, changes)
     targets.write(values_of(changes))
@@ -147,8 +170,10 @@ def not_undone(name: str) -> DeltaError:
 
 def revert_(changes: Changes, model: nn.Module, *, check: bool) -> None:
     """See `SparseDelta.revert_`."""
+    state = state_of(model)
+    changes = in_model(changes, state)
     originals = originals_of(changes)
-    targets = Targets(state_of(model), changes)
+    targets = Targets(state, changes)
     if check:
         check_applied(targets, changes)
         for name in targets.sparse:

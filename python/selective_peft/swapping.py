@@ -8,7 +8,7 @@ from selective_peft.composing import check_one_base
 from selective_peft.delta import SparseDelta
 from selective_peft.errors import DeltaError
 from selective_peft.making_deltas import state_of
-from selective_peft.patching import Targets, check_applied, originals_of, values_of
+from selective_peft.patching import Targets, check_applied, in_model, originals_of, values_of
 
 NONE = SparseDelta({})
 
@@ -31,24 +31,24 @@ def swap_(model: nn.Module, old: SparseDelta | None, new: SparseDelta | None, *,
         DeltaError: `old` has no originals, the two are of different bases, or the model does not fit; nothing is
             changed then.
     """
-    old, new = old or NONE, new or NONE
-    before = originals_of(old.changes)
-    for name in old.changes.keys() & new.changes.keys():
-        check_one_base(name, old.changes[name], new.changes[name])
     state = state_of(model)
-    leaving, coming = Targets(state, old.changes), Targets(state, new.changes)
+    leaves, comes = (in_model(delta.changes, state) for delta in (old or NONE, new or NONE))
+    before = originals_of(leaves)
+    for name in leaves.keys() & comes.keys():
+        check_one_base(name, leaves[name], comes[name])
+    leaving, coming = Targets(state, leaves), Targets(state, comes)
     known = {
-        name: change
-        for name, change in new.changes.items()
-        if change.originals is not None and change.indices is not None
+        name: change for name, change in comes.items() if change.originals is not None and change.indices is not None
     }
     expected = coming if len(known) == len(coming.sparse) else Targets(state, known)
     if check:
-        check_applied(leaving, old.changes)
+        check_applied(leaving, leaves)
     leaving.write(before)
-    if check:
-        other = expected.differing(originals_of(known))
+    try:
+        other = expected.differing(originals_of(known)) if check else None
         if other is not None:
-            leaving.write(values_of(old.changes))
             raise DeltaError(f"{other}: expected the base's values at the places of `new`, got others")
-    coming.write(values_of(new.changes))
+        coming.write(values_of(comes))
+    except BaseException:
+        leaving.write(values_of(leaves))
+        raise

@@ -1,6 +1,7 @@
 """Several deltas as one, and how far two agree, against dictionaries of (tensor, position) -> value."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,3 +124,28 @@ def test_agreement_by_module():
 def test_agreement_with_a_module_called_all():
     delta = SparseDelta.from_models({"all.weight": torch.zeros(9)}, {"all.weight": torch.eye(3).view(9)})
     assert agreement(delta, delta)["all"].shared == 3
+
+
+def test_the_configuration_is_that_of_the_head_that_is_in_it():
+    """The labels of a head are in the configuration of its delta."""
+    base = {"body": torch.zeros(9), "head": torch.zeros(2)}
+
+    def delta(config, body=None, head=None):
+        tuned = {"body": base["body"].clone(), "head": base["head"].clone()}
+        if body is not None:
+            tuned["body"][body] = 1.0
+        if head is not None:
+            tuned["head"] += head
+        made = SparseDelta.from_models(base, tuned, whole_above=0.5)
+        return SparseDelta(made.changes, replace(made.about, model_config=config))
+
+    plain, ours, theirs = {"of": "body"}, {"labels": "rotten"}, {"labels": "no"}
+    body, mine, other = delta(plain, 0), delta(ours, 1, 1.0), delta(theirs, 2, 2.0)
+    assert compose([body, delta({"of": "none"}, 3)]).about.model_config == plain
+    assert compose([body, mine]).about.model_config == ours
+    assert compose([mine, body]).about.model_config == ours
+    assert compose([mine, other], "last").about.model_config == theirs
+    assert compose([mine, other], "first").about.model_config == ours
+    two = SparseDelta({"second": mine.changes["head"]}, replace(mine.about, model_config=theirs))
+    with pytest.warns(UserWarning, match="got them from deltas with different configurations"):
+        assert compose([mine, two]).about.model_config is None

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,3 +191,24 @@ def test_other_tensors_of_a_model_with_fused_experts(tmp_path):
         tuned.model.layers[0].self_attn.q_proj.weight[0] += 1
     merge_files(tmp_path / "base", SparseDelta.from_models(base, tuned), tmp_path / "merged")
     assert_same_model(loaded(transformers.AutoModelForCausalLM, tmp_path / "merged"), tuned)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_only_the_base_says_what_code_may_be_run(folders, tmp_path, trusted):
+    """A delta from the Hub must not bring code into a model whose own code is trusted."""
+    base = AUTO["bert"].from_pretrained(folders["bert"])
+    base.save_pretrained(tmp_path / "base")
+    mine = {"AutoModel": "modeling.Trusted"}
+    if trusted:
+        path = tmp_path / "base" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": mine}))
+    delta = SparseDelta.from_models(base, tuned_from(base))
+    theirs = {"auto_map": {"AutoModel": "evil/repo--modeling.Evil"}, "custom_pipelines": {"x": {"impl": "evil.X"}}}
+    config = {**delta.about.model_config, **theirs, "part": {"kept": 1, **theirs}}
+    merge_files(
+        tmp_path / "base", SparseDelta(delta.changes, replace(delta.about, model_config=config)), tmp_path / "out"
+    )
+    merged = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert merged.get("auto_map") == (mine if trusted else None)
+    assert "custom_pipelines" not in merged
+    assert merged["part"] == {"kept": 1}
