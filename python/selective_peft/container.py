@@ -99,12 +99,15 @@ class Container:
         """A tensor on the CPU, in memory of its own.
 
         Raises:
-            DeltaError: its dtype is none of `DTYPES`, or the file has become shorter.
+            DeltaError: its dtype is none of `DTYPES`, its shape fits nowhere, or the file has become shorter.
         """
         stored = self.tensors[name]
         if stored.code not in DTYPES:
             raise DeltaError(f"{self.path}: {name}: expected dtype {', '.join(DTYPES)}, got {stored.code}")
-        tensor = torch.empty(stored.shape, dtype=DTYPES[stored.code])
+        try:
+            tensor = torch.empty(stored.shape, dtype=DTYPES[stored.code])
+        except RuntimeError as error:  # say a dimension beyond all bounds beside an empty one
+            raise DeltaError(f"{self.path}: {name}: expected a shape that fits in memory, got {error}") from error
         self._fill(raw(tensor), stored.begin, name)
         return tensor
 

@@ -197,6 +197,8 @@ def train(
             dataloader_pin_memory=on_gpu,
             label_names=["labels"],
         )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # or the Trainer would take every GPU, and a batch for each
         times, visits = Times(), Visits(after_step)
         trainer = visits.trainer = Undisturbed(
             model,

@@ -60,7 +60,7 @@ def write(loaded: Loaded, prompts: Rows, search: Search, what: str) -> list[str]
 def _generate(model: Any, tokenizer: Any, rows: Rows, search: Search, device: torch.device) -> Any:
     batch = tokenizer.pad(
         {"input_ids": [row["input_ids"] for row in rows], "attention_mask": [row["attention_mask"] for row in rows]},
-        padding_side="left",  # a causal model goes on at the right
+        padding_side="right" if model.config.is_encoder_decoder else "left",  # a causal model goes on at the right
         return_tensors="pt",
     ).to(device)
     found = model.generate(

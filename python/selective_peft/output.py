@@ -35,7 +35,8 @@ class Output:
     """A folder that appears with all its files, or not at all.
 
     Used in a `with` statement: files that were written before an error are gone after it. If the process is killed, a
-    hidden folder beside it may be left over. A folder that exists already is kept, and its files appear one by one.
+    hidden folder beside it may be left over. A folder that exists already is kept, and its files appear one by one,
+    unless something else has put files of their names there meanwhile.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,16 +77,24 @@ class Output:
         return self._staging
 
     def publish(self) -> None:
-        """Gives the folder its name, with all that was written, once all of it is on the disk."""
+        """Gives the folder its name, with all that was written, once all of it is on the disk.
+
+        Raises:
+            InputError: the folder existed, and has got a file of a name that was written.
+        """
         assert self._staging is not None
         allowed = ~umask()
         for each in self._staging.rglob("*"):
             each.chmod((0o777 if each.is_dir() else 0o666) & allowed)
             sync(each)
         if self._exists:
-            for path in list(self._staging.iterdir()):
+            paths = list(self._staging.iterdir())
+            for path in paths:
+                if os.path.lexists(self.folder / path.name):  # it was empty when this began
+                    raise InputError(f"{self.folder / path.name}: expected nothing of this name, found another run's")
+            for path in paths:
+                path.rename(self.folder / path.name)
                 self._moved.append(self.folder / path.name)
-                path.replace(self._moved[-1])
             self._staging.rmdir()
             sync(self.folder)
         else:

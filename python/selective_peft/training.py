@@ -95,6 +95,7 @@ def announce(console: Console, options: argparse.Namespace, parts: data.Parts, m
         f"scalars, {steps:,} steps of {options.batch_size * options.accumulation}, "
         f"kernels: {dispatch.resolve(next(model.parameters()).device.type)}.",
         highlight=False,
+        markup=False,
     )
     leaked = parts.seen(parts.evaluation)
     if leaked:
@@ -232,4 +233,4 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for line in [*summary.unspent(optimizer), *sizes.missed()]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
     written = ", ".join([*(size.folder for size in sizes.saved), *files])
-    console.print(f"written: {os.path.relpath(options.output)}/ ({written})", highlight=False)
+    console.print(f"written: {os.path.relpath(options.output)}/ ({written})", highlight=False, markup=False)

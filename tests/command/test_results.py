@@ -6,6 +6,7 @@ import pytest
 import torch
 from selective_peft import SelectiveAdamW, results
 from selective_peft.about import describe_model, public_name
+from selective_peft.errors import InputError
 from selective_peft.output import Output
 
 
@@ -60,6 +61,29 @@ def test_nothing_is_left_after_an_error(error, exists, tmp_path):
     with pytest.raises(error), Output(target) as output:
         output.write("a.txt", fail)
     assert list(tmp_path.rglob("*")) == ([target] if exists else [])
+
+
+def test_two_runs_into_one_empty_folder_leave_the_first_one_s_files(tmp_path):
+    """Both have found it empty; the second one finds out when it publishes, and takes away only its own."""
+    target = tmp_path / "out"
+    target.mkdir()
+
+    def second_run():
+        with Output(target) as second:
+            second.write("b.txt", text("second"))
+            second.write("adapter", folder)
+            second.write("a.txt", text("second"))
+            with Output(target) as first:
+                first.write("a.txt", text("first"))
+                first.write("adapter", folder)
+                first.publish()
+            second.publish()
+
+    with pytest.raises(InputError, match=r"out/\w+(\.txt)?: expected nothing of this name"):
+        second_run()
+    assert sorted(path.name for path in target.iterdir()) == ["a.txt", "adapter"]
+    assert (target / "a.txt").read_text() == "first"
+    assert (target / "adapter" / "deeper" / "file").read_text() == "x"
 
 
 def test_nothing_is_made_before_something_is_written(tmp_path):

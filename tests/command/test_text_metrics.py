@@ -1,11 +1,14 @@
 """What generated texts are measured by, and the prompts that they are written after."""
 
 import pytest
+import torch
 from recipefiles import MODELS
 from selective_peft import encoding, loading
 from selective_peft.data import Examples
 from selective_peft.generating import Search, write
 from selective_peft.text_metrics import exact_match, final_letter, final_number, rouge
+from tinymodels import word_tokenizer
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 
 @pytest.mark.parametrize(
@@ -113,3 +116,20 @@ def test_writing_leaves_the_model_as_it_was(llama):
     torch.manual_seed(3)
     assert torch.equal(after, torch.rand(1))
     assert len(texts) == 2
+
+
+def test_rows_of_a_batch_are_written_as_if_alone():
+    """Where positions are absolute, what pads a prompt must not move it."""
+    words, vocabulary = word_tokenizer(["<pad>", "</s>", "[UNK]"], [*"abcdefghij"], "</s>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="[UNK]")
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(vocabulary), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, init_std=0.5,
+        pad_token_id=0, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=1,
+    )  # fmt: skip
+    loaded = loading.Loaded(BartForConditionalGeneration(config).eval(), tokenizer, 64, frozenset(), frozenset())
+    rows = [tokenizer(text) for text in ("a b c d e f g h i j a b c d e f g h i j", "b", "c a", "d d d e")]
+    alone, together = (write(loaded, rows, Search(1, 8, size, "fp32"), "writing") for size in (1, 4))
+    assert together == alone
+    assert len(set(alone)) > 1
