@@ -93,20 +93,21 @@ class Comparison:
 def compare(ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """Paired accuracies; ties take part in the ranking only (Pratt), and the exact distribution is used without them.
 
-    Differences are rounded to 1e-5, a tenth of what one answer is worth: equal ones have equal ranks.
+    They are ranked as rounded to 1e-5, less than a tenth of what one answer is worth: equal ones have equal ranks.
 
     Raises:
         ValueError: not as many of the one as of the other, or none.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"theirs: expected {len(ours) or 'some'} accuracies, got {len(theirs)}")
-    differences = [round(mine - other, 5) for mine, other in zip(ours, theirs, strict=True)]
+    differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    ranked = [round(each, 5) for each in differences]
     return Comparison(
         len(differences),
         statistics.fmean(differences),
-        sum(each > 0 for each in differences),
-        sum(each < 0 for each in differences),
-        _wilcoxon(differences),
+        sum(each > 0 for each in ranked),
+        sum(each < 0 for each in ranked),
+        _wilcoxon(ranked),
     )
 
 

@@ -79,6 +79,15 @@ def test_six_wins_of_six_are_the_least_significant_difference():
     assert compare([0.9 + i / 100 for i in range(6)], [0.8] * 6).p == pytest.approx(2 / 64)
 
 
+def test_one_answer_more_is_one_difference_however_accuracies_are_rounded():
+    theirs = [count / 2048 for count in (1500, 1501, 1502, 1503, 1504, 1505)]
+    ours = [count / 2048 for count in (1501, 1502, 1503, 1504, 1505, 1504)]  # five times one more, once one less
+    written = [[float(f"{each:.6f}") for each in part] for part in (ours, theirs)]
+    found = compare(*written)
+    assert (found.wins, found.losses) == (5, 1)
+    assert found.p == compare(ours, theirs).p == pytest.approx(brute_force([1.0] * 5 + [-1.0]))
+
+
 def test_too_few_pairs_and_equal_ones_have_no_p_value():
     assert math.isnan(compare([0.9] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]).p)
     assert math.isnan(compare([0.9] * 6, [0.9] * 6).p)

@@ -15,7 +15,7 @@ from benchmarks.quality import data
 from benchmarks.quality.data import SOURCES, Example, MissingData, first_number, plain_number
 
 PARTS = ("train", "validation", "test")
-SIZES = {"reviews": (9685, 1024, 2048), "boolq": (6971, 1024, 3270), "asdiv": (1318, 256, 512)}
+SIZES = {"reviews": (9685, 1024, 2048), "boolq": (6966, 1024, 3270), "asdiv": (1318, 256, 512)}
 LINES = {
     "boolq": [{"question": f"is {i} odd?", "passage": f"passage {i}", "label": i % 2 == 1} for i in range(40)],
     "asdiv": [{"passage": f"story {i} of", "question": "how many?", "answer": f"{i} apples"} for i in range(40)],
@@ -60,7 +60,8 @@ def test_no_film_is_in_two_parts(splits):
 
 
 def test_no_passage_is_in_two_parts(splits):
-    assert disjoint([{each.second for each in part} for part in parts(splits["boolq"])])
+    words = [{" ".join(each.second.lower().split()) for each in part} for part in parts(splits["boolq"])]
+    assert disjoint(words)
 
 
 def test_the_development_questions_of_boolq_are_the_test_and_never_trained_on(splits):
