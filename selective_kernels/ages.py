@@ -31,7 +31,7 @@ class Corrections(NamedTuple):
 
 
 def _of_one(beta: float, ages: Tensor) -> Tensor:
-    return 1.0 - torch.pow(torch.tensor(beta, dtype=torch.float64), ages)
+    return 1.0 - torch.pow(torch.tensor(beta, dtype=torch.float64, device="cpu"), ages)
 
 
 def _ages_that_matter(betas: Betas, most: int) -> int:
@@ -61,7 +61,7 @@ def corrections_of(betas: Sequence[Betas], most: int, device: torch.device) -> C
     first, second, places, length = [], [], {}, 0
     for pair in pairs:
         last = _ages_that_matter(pair, room)
-        ages = torch.arange(last + 1, dtype=torch.float64)
+        ages = torch.arange(last + 1, dtype=torch.float64, device="cpu")
         first.append(_of_one(pair[0], ages).float())
         second.append(_of_one(pair[1], ages).sqrt().float())
         places[pair] = (length, last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,6 +37,22 @@ def check_param(param: Tensor, name: str) -> None:
             f"{name}: expected a contiguous tensor, got shape {tuple(param.shape)} with strides {param.stride()}; "
             "replace its data by .contiguous()"
         )
+
+
+def check_apart(params: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raises ValueError if two tensors share memory, so that each would be trained as a part of the other, too."""
+    found = [
+        (str(param.device), param.data_ptr(), param.numel() * param.element_size(), name)
+        for param, name in zip(params, names, strict=True)
+        if param.numel() and not param.is_meta
+    ]
+    found.sort()
+    for (device, begin, size, name), (next_device, next_begin, _, next_name) in pairwise(found):
+        if device == next_device and next_begin < begin + size and next_begin:
+            raise ValueError(
+                f"{next_name}: expected tensors with memory of their own, got one that shares memory with {name}; tie "
+                "them by assigning one parameter to both modules"
+            )
 
 
 def check_grad_form(grad: Tensor, param: Tensor, name: str) -> None:
@@ -80,7 +97,7 @@ def check_score(score: Score) -> None:
     if not SMALLEST_NORMAL <= eps <= LARGEST:
         raise ValueError(f"eps: expected a normal float32 (2^-126 or more), got {score.eps}")
     try:
-        power = float(torch.tensor(eps, dtype=torch.float32)) ** exponent
+        power = float(torch.tensor(eps, dtype=torch.float32, device="cpu")) ** exponent
     except OverflowError:
         power = float("inf")
     if not SMALLEST_NORMAL <= power <= LARGEST:
@@ -170,13 +187,13 @@ def check_index(index: SparseIndex, numels: list[int], device: torch.device) -> 
         raise ValueError(
             f"index: expected {index.count} int32 offsets, got {len(index.offsets)} of {index.offsets.dtype}"
         )
-    starts = torch.tensor(index.starts)
+    starts = torch.tensor(index.starts, device="cpu")
     if bool((starts.diff() < 0).any()) or index.starts[0] != 0:
         raise ValueError(f"index: expected ascending starts from 0, got {index.starts}")
     used = starts.diff() > 0
     valid = index.valid.cpu()
     first, last = valid[starts[:-1][used]], valid[starts[1:][used] - 1]
-    sizes = torch.tensor(numels, dtype=torch.int64)[used]
+    sizes = torch.tensor(numels, dtype=torch.int64, device="cpu")[used]
     outside = ((first < 0) | (last >= sizes)).nonzero().reshape(-1)
     if len(outside):
         bad = int(outside[0])

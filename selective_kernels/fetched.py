@@ -36,7 +36,7 @@ def fetch(
     """
     grads = None
     if score.reads_gradients:
-        grads = torch.empty(found.count, device=table.device)
+        grads = torch.empty(found.count, device=table.device, dtype=torch.float32)
         gather_grads(found, grads)
     values = None if table.float32_only else gather(table, found, backend=backend)
     return Fetched(grads, gather_bits(table, found, backend=backend), values)

@@ -110,35 +110,35 @@ def decode_gaps(code: Tensor, count: int, limit: int, *, backend: str = "auto") 
 def encode_gaps_ref(offsets: Tensor) -> Tensor | None:
     """`encode_gaps` in plain PyTorch; None if the offsets are not strictly ascending from 0 on."""
     if len(offsets) == 0:
-        return torch.empty(0, dtype=torch.uint8)
-    gaps = offsets.long().diff(prepend=torch.tensor([-1])) - 1
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    gaps = offsets.long().diff(prepend=torch.tensor([-1], device="cpu")) - 1
     if bool((gaps < 0).any()):
         return None
     n_blocks = -(-len(gaps) // BLOCK)
-    there = torch.arange(n_blocks * BLOCK).view(n_blocks, BLOCK) < len(gaps)
-    padded = torch.zeros(n_blocks, BLOCK, dtype=torch.int64).masked_scatter(there, gaps)
+    there = torch.arange(n_blocks * BLOCK, device="cpu").view(n_blocks, BLOCK) < len(gaps)
+    padded = torch.zeros(n_blocks, BLOCK, dtype=torch.int64, device="cpu").masked_scatter(there, gaps)
     lengths = there.sum(1)
     costs = torch.stack([(padded >> k).sum(1) + lengths * (k + 1) for k in range(MAX_PARAMETER + 1)])
     best = costs.argmin(0)  # the first of equal ones
     low_bytes = (lengths * best + 7) // 8
     sizes = 1 + low_bytes + (costs.gather(0, best[None])[0] - lengths * best + 7) // 8
     begins = 8 * (sizes.cumsum(0) - sizes)  # of the blocks, in bits
-    bits = torch.zeros(8 * int(sizes.sum()), dtype=torch.uint8)
+    bits = torch.zeros(8 * int(sizes.sum()), dtype=torch.uint8, device="cpu")
     for j in range(5):
         bits[begins + j] = (best >> j & 1).to(torch.uint8)
     k, begin = best[:, None], begins[:, None] + 8
     for j in range(int(best.max())):
-        at = begin + torch.arange(BLOCK) * k + j
+        at = begin + torch.arange(BLOCK, device="cpu") * k + j
         chosen = there & (j < k)
         bits[at[chosen]] = (padded[chosen] >> j & 1).to(torch.uint8)
     ones = begin + 8 * low_bytes[:, None] + ((padded >> k) + 1).cumsum(1) - 1
     bits[ones[there]] = 1
-    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
+    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device="cpu")).sum(1).to(torch.uint8)
 
 
 def decode_gaps_ref(code: Tensor, count: int, limit: int) -> tuple[Tensor, int, int]:
     """`decode_gaps` in plain PyTorch: the offsets, what is wrong with the code, and in which block."""
-    offsets = torch.empty(count, dtype=torch.int32)
+    offsets = torch.empty(count, dtype=torch.int32, device="cpu")
     at, previous = 0, -1
     for block, done in enumerate(range(0, count, BLOCK)):
         m = min(BLOCK, count - done)
@@ -150,8 +150,8 @@ def decode_gaps_ref(code: Tensor, count: int, limit: int) -> tuple[Tensor, int, 
         low_bytes, most = -(-m * k // 8), -(-3 * m // 8)
         body = code[at + 1 : at + 1 + low_bytes + most]
         cut = len(body) < low_bytes + most
-        bits = torch.zeros(low_bytes + most, 8, dtype=torch.int64)
-        bits[: len(body)] = body[:, None].long() >> torch.arange(8) & 1
+        bits = torch.zeros(low_bytes + most, 8, dtype=torch.int64, device="cpu")
+        bits[: len(body)] = body[:, None].long() >> torch.arange(8, device="cpu") & 1
         low, unary = bits[:low_bytes].view(-1), bits[low_bytes:].view(-1)
         ones = unary.nonzero().view(-1)[:m]
         if len(ones) < m and cut:
@@ -161,8 +161,8 @@ def decode_gaps_ref(code: Tensor, count: int, limit: int) -> tuple[Tensor, int, 
         quotient_bytes = int(ones[-1]) // 8 + 1
         if bool(low[m * k :].any()) or bool(unary[int(ones[-1]) + 1 : 8 * quotient_bytes].any()):
             return offsets, PADDING, block
-        remainders = (low[: m * k].view(m, k) << torch.arange(k)).sum(1)
-        gaps = (ones.diff(prepend=torch.tensor([-1])) - 1 << k) + remainders
+        remainders = (low[: m * k].view(m, k) << torch.arange(k, device="cpu")).sum(1)
+        gaps = (ones.diff(prepend=torch.tensor([-1], device="cpu")) - 1 << k) + remainders
         found = previous + (gaps + 1).cumsum(0)
         previous = int(found[-1])
         if previous >= limit:

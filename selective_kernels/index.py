@@ -37,12 +37,13 @@ class SparseIndex:
         Raises:
             ValueError: offsets of a tensor are negative, not ascending or not below 2^31.
         """
-        lists = [torch.as_tensor(each, dtype=torch.int64).reshape(-1) for each in offsets]
+        tensors = [each if isinstance(each, Tensor) else torch.tensor(each, device="cpu") for each in offsets]
+        lists = [each.to(torch.int64).reshape(-1) for each in tensors]
         for i, each in enumerate(lists):
             if len(each) and (int(each[0]) < 0 or int(each[-1]) >= 2**31 or bool((each.diff() <= 0).any())):
                 raise ValueError(f"offsets[{i}]: expected ascending distinct integers in [0, 2^31), got {each}")
         starts = [0, *accumulate(len(each) for each in lists)]
-        joined = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int64)
+        joined = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int64, device="cpu")
         return cls(joined.to(torch.int32), starts)
 
     @property
@@ -66,8 +67,8 @@ class SparseIndex:
 
     def tensor_ids(self) -> Tensor:
         """Number of the tensor of each entry, int64, shape (count,), on the CPU."""
-        lengths = torch.tensor(self.starts).diff()
-        return torch.repeat_interleave(torch.arange(self.n_tensors), lengths)
+        lengths = torch.tensor(self.starts, device="cpu").diff()
+        return torch.repeat_interleave(torch.arange(self.n_tensors, device="cpu"), lengths)
 
     def __repr__(self) -> str:
         return f"SparseIndex(count={self.count}, n_tensors={self.n_tensors}, capacity={len(self.offsets)})"

@@ -159,7 +159,7 @@ def _each(tensors: Sequence[Tensor] | Table, index: SparseIndex) -> list[tuple[T
 
 def gather_ref(tensors: Sequence[Tensor] | Table, index: SparseIndex, *, out: Tensor | None = None) -> Tensor:
     """`gather` in plain PyTorch."""
-    out = torch.empty(index.count, device=index.offsets.device) if out is None else out
+    out = torch.empty(index.count, device=index.offsets.device, dtype=torch.float32) if out is None else out
     for flat, positions, entries in _each(tensors, index):
         out[entries] = flat[positions].float().to(out.device)
     return out[: index.count]

@@ -57,12 +57,12 @@ def capacity_for(sample: Sample, numel: int) -> int:
 
 def float_bits(value: float) -> int:
     """The bits of a value rounded to float32, as an int32."""
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+    return int(torch.tensor(value, dtype=torch.float32, device="cpu").view(torch.int32))
 
 
 def float_of(bits: int) -> float:
     """The float32 of these bits, given as an int32."""
-    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+    return float(torch.tensor(bits, dtype=torch.int32, device="cpu").view(torch.float32))
 
 
 def allocate(count: int, device: torch.device) -> Tensor:

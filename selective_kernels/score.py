@@ -96,13 +96,15 @@ def score_at(
     if score.family != "random":
         return score_ref(grads, values, score)
     known = [tensor_salt(score.seed, i) for i in range(n_tensors)]
-    halves = torch.tensor([[salt & _MASK32 for salt in known], [salt >> 32 for salt in known]], dtype=torch.int64)
+    halves = torch.tensor(
+        [[salt & _MASK32 for salt in known], [salt >> 32 for salt in known]], dtype=torch.int64, device="cpu"
+    )
     low, high = to_device(halves, values.device)[:, owners]
     return _random_keys(offsets.long(), low, high)
 
 
 def _d3(magnitude: Tensor, param: Tensor, score: Score) -> Tensor:
-    eps = float(torch.tensor(score.eps, dtype=torch.float32))
+    eps = float(torch.tensor(score.eps, dtype=torch.float32, device="cpu"))
     denominator = param.detach().float().abs() + eps
     if score.exponent == 0.0:
         return magnitude

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from selective_kernels.checks import check_grad, check_numbers, check_param
+from selective_kernels.checks import check_apart, check_grad, check_numbers, check_param
 from selective_kernels.index import SparseIndex
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -35,8 +35,8 @@ class Table:
         spread: whether the tensors are in several places; see `_spread`.
 
     Raises:
-        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), or one without
-            values (on "meta") among others.
+        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), one without values
+            (on "meta") among others, or two that share memory.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Table:
             for param, name in zip(self.params, self.names, strict=True):
                 if param.is_meta:
                     raise ValueError(f"{name}: expected a tensor with values, got one on meta (offloaded?)")
+        check_apart(self.params, self.names)
         self.ids = range(len(self.params)) if ids is None else list(ids)
         self.numels = [param.numel() for param in self.params]
         self.total = sum(self.numels)

@@ -174,9 +174,9 @@ class ReferenceScan:
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
         found = [(*self._best[i], i) for i in sorted(self._best)]
-        key = torch.cat([torch.empty(0), *(keys for keys, _, _ in found)])
-        offset = torch.cat([torch.empty(0, dtype=torch.int64), *(offsets for _, offsets, _ in found)])
-        owner = torch.tensor([i for keys, _, i in found for _ in range(len(keys))], dtype=torch.int64)
+        key = torch.cat([torch.empty(0, dtype=torch.float32, device="cpu"), *(keys for keys, _, _ in found)])
+        offset = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *(offsets for _, offsets, _ in found)])
+        owner = torch.tensor([i for keys, _, i in found for _ in range(len(keys))], dtype=torch.int64, device="cpu")
         best = torch.sort(key, descending=True, stable=True).indices[: self._k]
         self.threshold = float(key[best[-1]]) if len(best) else 0.0
         best = best.sort().values

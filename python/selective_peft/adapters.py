@@ -41,7 +41,8 @@ class BottleneckAdapter(nn.Module):
         self.up = nn.Linear(size, width, device="meta", dtype=weight.dtype).to_empty(device=weight.device)
         self.activation = activation
         self.handle: RemovableHandle | None = None
-        drawn = torch.empty(size, width)  # float32 on the CPU: the same values whatever the model's dtype and device
+        # The same values whatever the model's dtype and device.
+        drawn = torch.empty(size, width, dtype=torch.float32, device="cpu")
         nn.init.trunc_normal_(drawn, std=STD, a=-2 * STD, b=2 * STD, generator=generator)
         with torch.no_grad():
             self.down.weight.copy_(drawn)

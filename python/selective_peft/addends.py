@@ -23,8 +23,8 @@ def addends(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """
     exact = after.double() - before.double()
     nearest = exact.float()
-    found, right = nearest.clone(), torch.zeros(nearest.shape, dtype=torch.bool)
-    infinity = torch.tensor(float("inf"))
+    found, right = nearest.clone(), torch.zeros(nearest.shape, dtype=torch.bool, device="cpu")
+    infinity = torch.tensor(float("inf"), dtype=torch.float32, device="cpu")
     for tried in (nearest, torch.nextafter(nearest, infinity), torch.nextafter(nearest, -infinity)):
         good = ~right & tried.isfinite() & (bits(added(before, tried)) == bits(after))
         found[good], right = tried[good], right | good

@@ -40,10 +40,10 @@ def _counts(updates: Updates) -> Iterator[Tensor]:
         yield torch.bincount(owners, minlength=tensors)[None]
         return
     chosen, order = updates.chosen.long().sort(stable=True)
-    owners, before = owners[order], torch.zeros(tensors, dtype=torch.int64)
+    owners, before = owners[order], torch.zeros(tensors, dtype=torch.int64, device="cpu")
     for first in range(0, updates.steps, BLOCK):
         last = min(first + BLOCK, updates.steps)
-        begin, end = torch.searchsorted(chosen, torch.tensor([first, last])).tolist()
+        begin, end = torch.searchsorted(chosen, torch.tensor([first, last], device="cpu")).tolist()
         cells = (chosen[begin:end] - first) * tensors + owners[begin:end]
         fresh = torch.bincount(cells, minlength=(last - first) * tensors).reshape(last - first, tensors)
         counts = before + fresh.cumsum(0)
@@ -52,7 +52,9 @@ def _counts(updates: Updates) -> Iterator[Tensor]:
 
 
 def _per_step(updates: Updates, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.cat([torch.empty(0, dtype=torch.float64), *(measure(counts) for counts in _counts(updates))])
+    return torch.cat(
+        [torch.empty(0, dtype=torch.float64, device="cpu"), *(measure(counts) for counts in _counts(updates))]
+    )
 
 
 def tensor_sparsity(updates: Updates) -> Tensor:
@@ -76,7 +78,7 @@ def selection_entropy(updates: Updates) -> Tensor:
     Returns:
         float64, shape (steps,); for a run that is not known step by step shape (1,), its end.
     """
-    sizes = torch.tensor(updates.sizes, dtype=torch.float64)
+    sizes = torch.tensor(updates.sizes, dtype=torch.float64, device="cpu")
 
     def entropy(counts: Tensor) -> Tensor:
         shares = counts / sizes
@@ -100,7 +102,11 @@ def mean_update(updates: Updates, key: Callable[[Place], Key]) -> dict[Key, floa
         key: gives the group of a tensor's place.
     """
     sizes = (updates.after.double() - updates.before.double()).abs()
-    totals = torch.zeros(len(updates.names), dtype=torch.float64).index_add_(0, updates.owners(), sizes).tolist()
+    totals = (
+        torch.zeros(len(updates.names), dtype=torch.float64, device="cpu")
+        .index_add_(0, updates.owners(), sizes)
+        .tolist()
+    )
     found: dict[Key, tuple[float, int]] = {}
     for place, total, count in zip(updates.places(), totals, updates.counts, strict=True):
         if count:
@@ -134,7 +140,7 @@ def _check_same_model(a: Updates, b: Updates) -> None:
 def shared_places(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """Where equal numbers stand in two ascending vectors without duplicates: their places in the first and second."""
     if not len(mine) or not len(theirs):
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu"), torch.empty(0, dtype=torch.int64, device="cpu")
     at = torch.searchsorted(theirs, mine).clamp_max(len(theirs) - 1)
     found = theirs[at] == mine
     return found.nonzero().reshape(-1), at[found]
@@ -170,10 +176,10 @@ def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1, float64; equal values get the mean of their ranks."""
     order = values.argsort()
     firsts = values[order].diff().ne(0).nonzero().reshape(-1) + 1  # where another value begins
-    counts = torch.cat([torch.tensor([0]), firsts, torch.tensor([len(values)])]).diff()
+    counts = torch.cat([torch.tensor([0], device="cpu"), firsts, torch.tensor([len(values)], device="cpu")]).diff()
     mean = counts.cumsum(0).double() - (counts - 1).double() / 2
-    group = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return torch.empty(len(values), dtype=torch.float64).scatter_(0, order, mean[group])
+    group = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
+    return torch.empty(len(values), dtype=torch.float64, device="cpu").scatter_(0, order, mean[group])
 
 
 def spearman(x: Tensor, y: Tensor) -> float:

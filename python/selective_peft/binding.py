@@ -157,7 +157,7 @@ class BoundOptimizer(Timed, Optimizer):
         With strategy "repeat" all of them came in the last selecting step.
         """
         if self._selection is None:
-            return torch.zeros(0, dtype=torch.int64)
+            return torch.zeros(0, dtype=torch.int64, device="cpu")
         chosen = self._selection.arrays["chosen"][: self._selection.count].cpu().long()
         return torch.bincount(chosen, minlength=self._selection.step)
 
@@ -170,7 +170,7 @@ class BoundOptimizer(Timed, Optimizer):
         for number, mine in enumerate(self._selective_params()):
             if mine is param:
                 if self._selection is None or number >= self._selection.index.n_tensors:
-                    return torch.empty(0, dtype=torch.int64)
+                    return torch.empty(0, dtype=torch.int64, device="cpu")
                 return self._selection.index.of(number).cpu().long()
         raise ValueError("param: expected a parameter of a selective group of this optimizer, got another tensor")
 
@@ -195,8 +195,7 @@ class BoundOptimizer(Timed, Optimizer):
 
     def _eligible(self, table: Table) -> list[int]:
         """Numbers of the tensors that the budget is for."""
-        pairs = zip(table.names, table.params, strict=True)
-        return [i for i, (name, param) in enumerate(pairs) if self._is_eligible(name, param)]
+        return [i for i, pair in enumerate(zip(table.names, table.params, strict=True)) if self._is_eligible(*pair)]
 
     def _check_params(self, added: list[tuple[str, Tensor]]) -> None:
         """Raises ValueError if the score cannot score the parameters there are, and those to be added."""
@@ -222,8 +221,7 @@ class BoundOptimizer(Timed, Optimizer):
         same = table is not None and len(params) == len(table) and all(map(operator.is_, params, table.params))
         if table is None or not same or not table.unchanged() or self._selection is None:
             table = self._rebind()
-        groups = self._groups(selective=True)
-        self._group_of = [number for number, group in enumerate(groups) for _ in group["params"]]
+        self._group_of = [number for number, group in enumerate(self._groups(selective=True)) for _ in group["params"]]
         assert self._selection is not None
         if self._selection.index.offsets.device != table.device:
             self._selection.adapt(table)
@@ -251,8 +249,10 @@ class BoundOptimizer(Timed, Optimizer):
             self._schedule = self._make_schedule()
             self._selection = self._make_selection(table, self._schedule)
         elif self._table is not None:
+            places = {id(param): i for i, param in enumerate(self._table.params)}
+            moved = any(places.get(id(param), i) != i for i, param in enumerate(table.params))
             before = [(p.numel(), p.dtype) for p in table.params[: len(self._table)]]
-            if before != list(zip(self._table.numels, self._table.dtypes, strict=True)):
+            if moved or before != list(zip(self._table.numels, self._table.dtypes, strict=True)):
                 raise RuntimeError(
                     "params: expected the tensors of earlier steps (sizes and dtypes), perhaps followed by new ones, "
                     "got others; build a new optimizer for another model"

@@ -63,7 +63,7 @@ def apportion(total: int, sizes: Sequence[int]) -> list[int]:
     """
     if not 0 <= total <= sum(sizes):
         raise ValueError(f"total: expected 0 to {sum(sizes)}, got {total}")
-    shares = _surely_won(total, torch.tensor(sizes, dtype=torch.float64))
+    shares = _surely_won(total, torch.tensor(sizes, dtype=torch.float64, device="cpu"))
     # What rounding leaves open is given out one by one, by exact quotients.
     waiting = [
         (-Fraction(2 * size, 2 * share + 1), i) for i, (size, share) in enumerate(zip(sizes, shares, strict=True))

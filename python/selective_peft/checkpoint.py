@@ -45,10 +45,10 @@ def pack(
         "warmup_done": selection.warmup,
         "threshold": selection.threshold,
         "schedule": schedule.clone(),
-        "tensor_steps": torch.tensor(selection.tensor_steps, dtype=INT64),
-        "missed_tensors": torch.tensor([i for i, steps in missed for _ in steps], dtype=INT64),
-        "missed_steps": torch.tensor([step for _, steps in missed for step in steps], dtype=INT64),
-        "starts": torch.tensor(selection.index.starts, dtype=INT64),
+        "tensor_steps": torch.tensor(selection.tensor_steps, dtype=INT64, device="cpu"),
+        "missed_tensors": torch.tensor([i for i, steps in missed for _ in steps], dtype=INT64, device="cpu"),
+        "missed_steps": torch.tensor([step for _, steps in missed for step in steps], dtype=INT64, device="cpu"),
+        "starts": torch.tensor(selection.index.starts, dtype=INT64, device="cpu"),
         "offsets": selection.index.valid.clone(),
         "arrays": {name: array[:count].clone() for name, array in selection.arrays.items()},
         "extra": dict(extra),
@@ -209,8 +209,8 @@ def _check_positions(packed: Mapping[str, Any], table: Table, budget: int) -> No
         raise ValueError(f"state_dict: starts: expected ascending from 0 to {len(offsets)} (truncated?)")
     if len(offsets) > budget:
         raise ValueError(f"state_dict: offsets: expected at most {budget} (the budget), got {len(offsets)}")
-    owners = torch.repeat_interleave(torch.arange(len(table)), starts.diff())
-    sizes = torch.tensor(table.numels, dtype=INT64)
+    owners = torch.repeat_interleave(torch.arange(len(table), device="cpu"), starts.diff())
+    sizes = torch.tensor(table.numels, dtype=INT64, device="cpu")
     inside = bool(((offsets >= 0) & (offsets < sizes[owners])).all())
     if not inside or bool(((owners.diff() == 0) & (offsets.diff() <= 0)).any()):
         raise ValueError("state_dict: offsets: expected ascending positions inside their tensors")

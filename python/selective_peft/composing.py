@@ -89,7 +89,7 @@ def _join_sparse(a: Change, b: Change, *, last: bool) -> tuple[Change, int]:
     assert b.indices is not None
     mine, theirs = shared_places(a.indices, b.indices)
     conflicts = int((bits(a.values)[mine] != bits(b.values)[theirs]).sum())
-    keep = torch.ones(len(a.indices) + len(b.indices), dtype=torch.bool)
+    keep = torch.ones(len(a.indices) + len(b.indices), dtype=torch.bool, device="cpu")
     keep[mine if last else len(a.indices) + theirs] = False
     joined = torch.cat([a.indices, b.indices])[keep]
     order = joined.argsort()

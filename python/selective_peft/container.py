@@ -105,7 +105,7 @@ class Container:
         if stored.code not in DTYPES:
             raise DeltaError(f"{self.path}: {name}: expected dtype {', '.join(DTYPES)}, got {stored.code}")
         try:
-            tensor = torch.empty(stored.shape, dtype=DTYPES[stored.code])
+            tensor = torch.empty(stored.shape, dtype=DTYPES[stored.code], device="cpu")
         except RuntimeError as error:  # say a dimension beyond all bounds beside an empty one
             raise DeltaError(f"{self.path}: {name}: expected a shape that fits in memory, got {error}") from error
         self._fill(raw(tensor), stored.begin, name)

@@ -26,11 +26,12 @@ def _fused(params: Sequence[Tensor]) -> bool:
 def _prepare(params: Sequence[Tensor], state: State, moments: Sequence[str]) -> None:
     for param in params:
         mine = state[param]
-        if not mine:
-            mine["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            mine["original"] = param.detach().clone()
+        if not mine:  # all of it is there, or nothing, if there is no memory
+            made = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
+            made["original"] = param.detach().clone()
             for name in moments:
-                mine[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                made[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            mine.update(made)
         mine["step"] = moved(mine["step"], param.device)  # loading leaves it on the checkpoint's device
 
 

@@ -52,9 +52,9 @@ def warm_up(optimizer: SelectiveOptimizer, table: Table, selection: Selection, g
         if params:
             grads = None if clip == 1.0 else [param.grad * clip for param in params]
             _update_with(optimizer, params, group, grads)
-    selection.warmup += 1
-    if selection.warmup == optimizer._settings.warmup_steps:
+    if selection.warmup + 1 == optimizer._settings.warmup_steps:
         _select_changes(optimizer, table, selection)
+    selection.warmup += 1  # at last: if there was no memory for the selection, the next step makes it
     return True
 
 
@@ -115,14 +115,14 @@ def repeat(optimizer: SelectiveOptimizer, table: Table, selection: Selection, gi
     assert budget is not None
     if selection.step % settings.select_every == 0:
         nothing = SparseIndex.empty(len(table), device=table.device)
-        eligible, unused = optimizer._eligible(table), torch.empty(0, device=table.device)
+        eligible, unused = optimizer._eligible(table), torch.empty(0, device=table.device, dtype=torch.float32)
         found = find(table, nothing, budget, settings.score, given, eligible, unused, backend)
         if found is None:
             return False
         selection.replace(found.new, found.fetched)
         selection.threshold = found.threshold
     index = selection.index
-    values = torch.empty(index.count, device=table.device)
+    values = torch.empty(index.count, device=table.device, dtype=torch.float32)
     if not gather_grads(table, index, given.tensors, given.grads, values, backend=backend):
         return False
     clip = optimizer._clip_factor(table, index, given.tensors, values)

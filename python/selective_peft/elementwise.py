@@ -72,7 +72,7 @@ def advance(
         The ghost after the step.
     """
     # The ghost is two scalars, so that no moment can be taken for a value that is shared.
-    pair = Parameter(torch.zeros(2, device=values.device))
+    pair = Parameter(torch.zeros(2, device=values.device, dtype=torch.float32))
     pair.grad = torch.zeros_like(pair)
     entries = Parameter(values)
     entries.grad = grads
@@ -99,8 +99,8 @@ def advance(
 
 def moments_of(make: Make) -> set[str]:
     """Names of the state with one item per scalar that an optimizer keeps."""
-    param = Parameter(torch.ones(2))
-    param.grad = torch.ones(2)
+    param = Parameter(torch.ones(2, dtype=torch.float32, device="cpu"))
+    param.grad = torch.ones(2, dtype=torch.float32, device="cpu")
     inner = make([param])
     inner.step()
     return {name for name, value in inner.state[param].items() if _is_moment(value, param)}
@@ -115,14 +115,18 @@ def probe(optimizer: type[Optimizer], arguments: Mapping[str, Any]) -> dict[str,
     """
     if not isinstance(optimizer, type) or not issubclass(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a class of torch optimizers, got {optimizer!r}")
-    defaults = dict(optimizer([Parameter(torch.zeros(1))], **arguments).defaults)
+    defaults = dict(optimizer([Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))], **arguments).defaults)
     if "lr" not in defaults:
         raise ValueError(
             f"optimizer: expected one with the argument lr, got {optimizer.__name__} with {list(defaults)}"
         )
     arguments = {**arguments, "lr": PROBED_RATE}
-    grads = torch.tensor([[0.5, -2.0, 0.03], [-0.25, -1.0, 0.02], [0.7, 0.125, -0.04], [0.3, 0.5, 0.08]])
-    start = torch.tensor([0.4, -0.3, 1.7])
+    grads = torch.tensor(
+        [[0.5, -2.0, 0.03], [-0.25, -1.0, 0.02], [0.7, 0.125, -0.04], [0.3, 0.5, 0.08]],
+        dtype=torch.float32,
+        device="cpu",
+    )
+    start = torch.tensor([0.4, -0.3, 1.7], dtype=torch.float32, device="cpu")
     try:
         whole = _run(optimizer, arguments, start, grads)
         names = tuple(sorted(name for name, value in whole.state.items() if _is_moment(value, start)))
@@ -166,7 +170,7 @@ def _run(
 def _run_late(make: Make, names: Sequence[str], start: Tensor, grads: Tensor) -> _Trial:
     """The same by `advance`, the last scalar joining after two steps."""
     values, ghost = start.clone(), None
-    moments = {name: torch.zeros(3) for name in names}
+    moments = {name: torch.zeros(3, dtype=torch.float32, device="cpu") for name in names}
     for step, grad in enumerate(grads):
         count = 2 if step < 2 else 3
         if step == 2 and ghost is not None:

@@ -28,6 +28,7 @@ from selective_peft.scores import describe_score, kernel_form, needs_grad
 from selective_peft.search import Gradients, find
 from selective_peft.selection import Selection
 from selective_peft.tensor_scores import Spent
+from selective_peft.undisturbed import Undisturbed
 from selective_peft.weight_patches import WeightPatch, patches_of_optimizer
 
 
@@ -38,6 +39,8 @@ class SelectiveOptimizer(ResumableOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Selects this step's scalars and updates all selected ones; returns the closure's value.
 
+        Ctrl-C waits until the step is made.
+
         Raises:
             TypeError, ValueError: a gradient of another dtype, size, layout or device than its parameter.
             FloatingPointError: a gradient is inf or NaN and `nonfinite="raise"`.
@@ -47,7 +50,7 @@ class SelectiveOptimizer(ResumableOptimizer):
             with torch.enable_grad():
                 loss = closure()
         table, selection = self._bind()
-        with table.pinned():
+        with Undisturbed(), table.pinned():
             self._step(table, selection)
         return loss
 
@@ -130,8 +133,11 @@ class SelectiveOptimizer(ResumableOptimizer):
         missed = selection.count_updates(given.tensors, keep_missed=per_entry)
         try:
             self._update_selected(table, selection, given, verdict, selected_grads, before)
-        except Exception:  # say for want of memory: the update was not made
+        except BaseException:  # say for want of memory: the update was not made
             selection.uncount_updates(given.tensors, missed)
+            if verdict.starts is not None and selection.index.starts != verdict.starts:
+                selection.take_out(verdict.starts)
+                selection.threshold = verdict.threshold
             raise
         if before.choosing is not None and not self._take_chosen(before.choosing, selection, verdict):
             selection.uncount_updates(given.tensors, missed)
@@ -191,7 +197,7 @@ class SelectiveOptimizer(ResumableOptimizer):
         settings = self._settings
         wanted = self._wanted(table, selection)
         total = wanted if isinstance(wanted, int) else sum(wanted)
-        selected_grads = torch.empty(selection.count + total, device=table.device)
+        selected_grads = torch.empty(selection.count + total, device=table.device, dtype=torch.float32)
         by_grad = needs_grad(settings.score)
         index, backend = selection.index, settings.backend
         if not total or (by_grad and not given.tensors):

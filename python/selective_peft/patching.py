@@ -15,6 +15,7 @@ from selective_peft.changes import Change
 from selective_peft.errors import DeltaError
 from selective_peft.making_deltas import check_has_values, state_of
 from selective_peft.rawbytes import bits, digest, same_bits
+from selective_peft.undisturbed import Undisturbed
 
 Changes = Mapping[str, Change]
 
@@ -46,7 +47,7 @@ class Targets:
         except (TypeError, ValueError) as error:
             raise DeltaError(f"model: {error}") from error
         lists = [change.indices for change in changes.values() if change.indices is not None]
-        offsets = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int32)
+        offsets = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int32, device="cpu")
         self.index = SparseIndex(offsets.to(self.table.device), [0, *accumulate(len(each) for each in lists)])
 
     def differing(self, values: Mapping[str, Tensor]) -> str | None:
@@ -65,20 +66,19 @@ class Targets:
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
-        """Puts values, by name, into the changes' places; if it is interrupted, what stood there is there again."""
-        before, exchanged = {name: self.tensors[name].clone() for name in self.whole}, False
+        """Puts values, by name, into the changes' places; all of them, or none if that fails."""
+        before = {name: self.tensors[name].clone() for name in self.whole}
         packed = self._packed(values).to(self.table.device)
-        try:
+        with Undisturbed():
             swap_(self.table, self.index, packed)
-            exchanged = True
-            for name in self.whole:
-                self.tensors[name].copy_(values[name])
-        except BaseException:
-            if exchanged:
+            try:
+                for name in self.whole:
+                    self.tensors[name].copy_(values[name])
+            except BaseException:
                 swap_(self.table, self.index, packed)
-            for name, tensor in before.items():
-                self.tensors[name].copy_(tensor)
-            raise
+                for name, tensor in before.items():
+                    self.tensors[name].copy_(tensor)
+                raise
 
     def _packed(self, values: Mapping[str, Tensor]) -> Tensor:
         """The raw bits of the values in the index's order, as the kernels have them: int32, 16-bit ones zero-extended.
@@ -88,7 +88,7 @@ class Targets:
         parts = [bits(values[name]) for name in self.sparse]
         if not self.table.float32_only:
             parts = [part if part.dtype == torch.int32 else part.int().bitwise_and_(0xFFFF) for part in parts]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32, device="cpu")
 
 
 def in_model(changes: Changes, state: Mapping[str, Tensor]) -> dict[str, Change]:

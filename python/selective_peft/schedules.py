@@ -65,7 +65,7 @@ def tabulate(schedule: Schedule, total_steps: int, budget: int, *, static: bool 
     """
     check_schedule(schedule)
     if static:
-        return torch.full((total_steps,), budget, dtype=torch.int64)
+        return torch.full((total_steps,), budget, dtype=torch.int64, device="cpu")
     target = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
     values = [int(target(step, total_steps, budget)) for step in range(total_steps)]
     before = 0
@@ -77,7 +77,7 @@ def tabulate(schedule: Schedule, total_steps: int, budget: int, *, static: bool 
             )
         before = value
     values[-1] = budget
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def quota(table: Tensor, step: int, selected: int, select_every: int) -> int:

@@ -89,7 +89,7 @@ def find(
     threshold = lowest(running, new, wanted, form)
     if fetched.grads is not None:
         return Found(new, fetched, threshold)
-    fresh = torch.empty(new.count, device=table.device)
+    fresh = torch.empty(new.count, device=table.device, dtype=torch.float32)
     fetched = fetched._replace(grads=fresh)
     if reader is not None:
         reader.gather(new, fresh)

@@ -139,11 +139,11 @@ def _tensors(plan: ShiraPlan, tuned: Mapping[str, Tensor]) -> Iterator[tuple[str
 def _filled(entries: Entries, count: int) -> tuple[Tensor, Tensor]:
     """So many places, int64 and ascending, and what is added there: the first free ones get -0.0."""
     used = entries.indices.long()
-    free = torch.ones(count, dtype=torch.bool)  # of these first ones at most len(used) are taken
+    free = torch.ones(count, dtype=torch.bool, device="cpu")  # of these first ones at most len(used) are taken
     free[used[used < count]] = False
     empty = free.nonzero().view(-1)[: count - len(used)]
     places, order = torch.cat([used, empty]).sort(stable=True)
-    numbers = torch.cat([entries.numbers, torch.full((len(empty),), -0.0)])
+    numbers = torch.cat([entries.numbers, torch.full((len(empty),), -0.0, dtype=torch.float32, device="cpu")])
     return places, numbers[order]
 
 

@@ -148,7 +148,7 @@ def _merged(container: Container, pair: tuple[str, str], name: str, model: nn.Mo
     if places.shape != (2, len(values)):
         raise DeltaError(f"{pair[1]}: expected int32 [2, {len(values)}], got {places.dtype} {list(places.shape)}")
     whole = places.to(torch.int32)  # PEFT stores them as float32 on Windows
-    limits = torch.tensor([[weight.shape[0]], [weight.shape[1]]])
+    limits = torch.tensor([[weight.shape[0]], [weight.shape[1]]], device="cpu")
     if not torch.equal(whole.to(places.dtype), places) or bool(((whole < 0) | (whole >= limits)).any()):
         raise DeltaError(f"{pair[1]}: expected rows and columns of {list(weight.shape)}, got others")
     tuned = weight.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -60,7 +60,7 @@ def swapped(
         if change.indices is None:
             entries, places = slice(at, end), slice(0, len(scalars))
         else:
-            first, last = torch.searchsorted(change.indices, torch.tensor([at, end])).tolist()
+            first, last = torch.searchsorted(change.indices, torch.tensor([at, end], device="cpu")).tolist()
             entries, places = slice(first, last), change.indices[first:last].long() - at
         same = expected is None or same_bits(scalars[places], expected[entries])
         scalars[places] = flat[entries]

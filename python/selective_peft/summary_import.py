@@ -101,11 +101,11 @@ def _flat(archive: TorchArchive, name: str, param: Tensor, values: Any, places: 
     if values.numel > param.numel() or places.shape != (values.numel, param.dim()):
         raise DeltaError(f"{name}: expected one position for each value, each once, got {list(places.shape)}")
     positions, found = archive.read(places), archive.read(values)
-    sizes = torch.tensor(param.shape, dtype=torch.int64)
+    sizes = torch.tensor(param.shape, dtype=torch.int64, device="cpu")
     if bool(((positions < 0) | (positions >= sizes)).any()):
         raise DeltaError(f"{name}: expected positions within {list(param.shape)}, got others")
     steps = [math.prod(param.shape[i + 1 :]) for i in range(param.dim())]
-    flat = (positions * torch.tensor(steps, dtype=torch.int64)).sum(1)
+    flat = (positions * torch.tensor(steps, dtype=torch.int64, device="cpu")).sum(1)
     if bool((flat[1:] <= flat[:-1]).any()):
         raise DeltaError(f"{name}: expected ascending positions, each once, got others")
     return flat, found

@@ -149,7 +149,7 @@ class TorchArchive:
         if not fits or len(data) != stored.length * stored.dtype.itemsize:
             raise DeltaError(f"{self.path}: expected tensors within their bytes, got one that reaches beyond them")
         if not stored.numel:
-            return torch.empty(stored.shape, dtype=stored.dtype)
+            return torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
         flat = torch.frombuffer(data, dtype=stored.dtype)
         return flat.as_strided(stored.shape, stored.stride, stored.offset).clone(memory_format=torch.contiguous_format)
 

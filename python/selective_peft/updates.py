@@ -53,13 +53,13 @@ class Updates:
             if array is not None and (array.dtype != dtype or array.shape != (len(self.offsets),)):
                 given = f"{array.dtype} {tuple(array.shape)}"
                 raise ValueError(f"{name}: expected {dtype}, shape ({len(self.offsets)},), got {given}")
-        lengths = torch.tensor(self.starts).diff()
+        lengths = torch.tensor(self.starts, device="cpu").diff()
         if self.starts[0] != 0 or self.starts[-1] != len(self.offsets) or bool((lengths < 0).any()):
             raise ValueError(f"starts: expected to ascend from 0 to {len(self.offsets)}, got {self.starts}")
         if len(lengths) != len(self.names):
             raise ValueError(f"starts: expected {len(self.names) + 1} numbers, got {len(self.starts)}")
         owners = self.owners()
-        inside = (self.offsets >= 0) & (self.offsets < torch.tensor(self.sizes)[owners])
+        inside = (self.offsets >= 0) & (self.offsets < torch.tensor(self.sizes, device="cpu")[owners])
         if not bool(inside.all()) or bool(((owners.diff() == 0) & (self.offsets.diff() <= 0)).any()):
             raise ValueError("offsets: expected ascending positions inside their tensors")
         if self.chosen is None:
@@ -89,7 +89,7 @@ class Updates:
         slices = [slice(start, end) for start, end in pairwise(starts)]
         original = selection.arrays["original"].cpu()
         before = [from_bits(original[piece], dtype).float() for piece, dtype in zip(slices, table.dtypes, strict=True)]
-        lengths = torch.tensor(starts).diff().tolist()
+        lengths = torch.tensor(starts, device="cpu").diff().tolist()
         kept = [i for i, n in enumerate(lengths) if n or (table.numels[i] and table.params[i].requires_grad)]
         if not kept:
             raise ValueError("optimizer: expected tensors to select from, got none; use Updates.from_models")
@@ -101,7 +101,7 @@ class Updates:
             before=torch.cat(before),
             after=gather(table, selection.index).cpu(),
             chosen=selection.arrays["chosen"][: selection.count].cpu().clone(),
-            steps=selection.step,
+            steps=max(selection.step, min(selection.count, 1)),  # right after a warm-up they count as of the first one
         )
 
     @classmethod
@@ -136,7 +136,7 @@ class Updates:
             names=tuple(pairs),
             sizes=tuple(len(x) for x, _ in pairs.values()),
             starts=(0, *accumulate(len(each) for each in offsets)),
-            offsets=torch.cat([torch.empty(0, dtype=torch.int64), *offsets]),
+            offsets=torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *offsets]),
             before=_take([x for x, _ in pairs.values()], offsets),
             after=_take([y for _, y in pairs.values()], offsets),
         )
@@ -148,7 +148,9 @@ class Updates:
 
     def owners(self) -> Tensor:
         """Number of the tensor of each entry, int64, shape (entries,)."""
-        return torch.repeat_interleave(torch.arange(len(self.starts) - 1), torch.tensor(self.starts).diff())
+        return torch.repeat_interleave(
+            torch.arange(len(self.starts) - 1, device="cpu"), torch.tensor(self.starts, device="cpu").diff()
+        )
 
     def places(self) -> list[Place]:
         """Module and layer of each tensor."""
@@ -195,4 +197,4 @@ def _flat_pair(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor
 
 def _take(tensors: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
     taken = [tensor[each].float() for tensor, each in zip(tensors, offsets, strict=True)]
-    return torch.cat([torch.empty(0), *taken])
+    return torch.cat([torch.empty(0, dtype=torch.float32, device="cpu"), *taken])

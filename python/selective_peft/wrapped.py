@@ -95,7 +95,7 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
         super().__init__(params, defaults, settings)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        self._make([Parameter(torch.zeros(1))], group)
+        self._make([Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))], group)
 
     def _make(self, params: Sequence[Tensor], group: Mapping[str, Any]) -> Optimizer:
         """The wrapped optimizer with a group's arguments."""
@@ -127,7 +127,9 @@ class SelectiveTorchOptimizer(SelectiveOptimizer):
 
     def _fresh_state(self, table: Table, new: SparseIndex) -> dict[str, Tensor]:
         assert self._selection is not None
-        fresh = {name: torch.zeros(new.count, device=table.device) for name in self._selection.moments}
+        fresh = {
+            name: torch.zeros(new.count, device=table.device, dtype=torch.float32) for name in self._selection.moments
+        }
         for i in range(len(table)):
             ghost = self._ghost(i)
             if ghost is not None:

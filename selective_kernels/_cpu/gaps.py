@@ -14,13 +14,13 @@ MARGIN = 16  # bytes per block that the kernel may write beyond 4 per offset: kG
 def encode_gaps(offsets: Tensor) -> Tensor | None:
     """See `selective_kernels.gaps.encode_gaps_ref`."""
     count = len(offsets)
-    room = torch.empty(4 * count + MARGIN * (count // BLOCK + 1), dtype=torch.uint8)
+    room = torch.empty(4 * count + MARGIN * (count // BLOCK + 1), dtype=torch.uint8, device="cpu")
     length = _native.cpu().encode_gaps(offsets.data_ptr(), count, room.data_ptr())
     return None if length < 0 else room[:length].clone()
 
 
 def decode_gaps(code: Tensor, count: int, limit: int) -> tuple[Tensor, int, int]:
     """See `selective_kernels.gaps.decode_gaps_ref`."""
-    offsets = torch.empty(count, dtype=torch.int32)
+    offsets = torch.empty(count, dtype=torch.int32, device="cpu")
     problem, block = _native.cpu().decode_gaps(code.data_ptr(), len(code), count, limit, offsets.data_ptr())
     return offsets, problem, block

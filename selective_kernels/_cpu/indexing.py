@@ -21,7 +21,7 @@ def gather(table: Table, index: SparseIndex, *, out: Tensor) -> None:
 
 def gather_bits(table: Table, index: SparseIndex) -> Tensor:
     """See `selective_kernels.indexing.gather_bits`."""
-    out = torch.empty(index.count, dtype=torch.int32)
+    out = torch.empty(index.count, dtype=torch.int32, device="cpu")
     _native.cpu().gather_bits(table.rows(index), index.offsets.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 

@@ -24,8 +24,8 @@ def _ages(ages: Ages | None, n_tensors: int) -> tuple[Any, tuple[Tensor, ...]]:
     if ages is None:
         return None, ()
     missed = [ages.missed.get(i, ()) for i in range(n_tensors)]
-    starts = torch.tensor([0, *(len(steps) for steps in missed)]).cumsum(0)
-    steps = torch.tensor([step for each in missed for step in each], dtype=torch.int32)
+    starts = torch.tensor([0, *(len(steps) for steps in missed)], device="cpu").cumsum(0)
+    steps = torch.tensor([step for each in missed for step in each], dtype=torch.int32, device="cpu")
     view = _native.cpu().Ages(ages.chosen.data_ptr(), starts.data_ptr(), steps.data_ptr(), ages.now)
     return view, (starts, steps)
 
@@ -68,4 +68,4 @@ def sgd_(update: Update, momentum_buffer: Tensor | None, groups: Sequence[SgdGro
 def square_sum(table: Table, index: SparseIndex, tensors: Sequence[int], grads: Tensor) -> Tensor:
     """See `selective_kernels.optim.square_sum`."""
     total = _native.cpu().square_sum(table.rows(index, tensors), grads.data_ptr(), torch.get_num_threads())
-    return torch.tensor(total, dtype=torch.float64)
+    return torch.tensor(total, dtype=torch.float64, device="cpu")

@@ -40,7 +40,8 @@ class CpuScan:
     @ranged("scan")
     def add(self, tensors: Sequence[int], grads: Sequence[Tensor] | None, grads_out: Tensor | None = None) -> None:
         """See `Scan.add`."""
-        rows = self._table.rows(self._index, tensors, self._additions.take(tensors, grads, grads_out))
+        sources = self._additions.take(tensors, grads, grads_out)  # maybe copies, which live until they are read
+        rows = self._table.rows(self._index, tensors, sources)
         if self._score.family == "given":
             rows[3::COLUMNS] = array("q", [DTYPE_CODES[torch.float32]] * len(tensors))
         self._scan.add(rows, 0 if grads_out is None else grads_out.data_ptr())
@@ -54,8 +55,8 @@ class CpuScan:
     def finalize(self) -> SparseIndex:
         """See `Scan.finalize`."""
         count = self._scan.finalize()
-        owners = torch.empty(count, dtype=torch.int32)
-        offsets = torch.empty(count, dtype=torch.int32)
+        owners = torch.empty(count, dtype=torch.int32, device="cpu")
+        offsets = torch.empty(count, dtype=torch.int32, device="cpu")
         self._scan.result(owners.data_ptr(), offsets.data_ptr())
         ids = self._table.ids
         counts = torch.bincount(owners, minlength=ids[-1] + 1 if ids else 0)

@@ -37,14 +37,14 @@ class Chunks(NamedTuple):
 
 def chunks_of(numels: Sequence[int], codes: Sequence[int]) -> Chunks:
     """The chunks of rows of these sizes, with dtypes of these codes of `DTYPE_CODES`."""
-    tiles = -(-torch.tensor(numels, dtype=torch.int64) // TILE)
+    tiles = -(-torch.tensor(numels, dtype=torch.int64, device="cpu") // TILE)
     per_chunk = min(max(int(tiles.sum()) // CHUNKS, 1), MOST_TILES)
     counts = -(-tiles // per_chunk)
-    kinds = torch.tensor(codes, dtype=torch.int64)
+    kinds = torch.tensor(codes, dtype=torch.int64, device="cpu")
     order = torch.sort(kinds, stable=True).indices
     rows = torch.repeat_interleave(order, counts[order])
     before = counts[order].cumsum(0) - counts[order]
-    first = (torch.arange(len(rows)) - torch.repeat_interleave(before, counts[order])) * per_chunk
+    first = (torch.arange(len(rows), device="cpu") - torch.repeat_interleave(before, counts[order])) * per_chunk
     ends = [int(counts[kinds <= code].sum()) for code in range(3)]
     return Chunks(torch.stack([rows, first], 1).to(torch.int32), (0, ends[0], ends[1], ends[2]), per_chunk)
 
@@ -59,10 +59,10 @@ def spots_of(numels: Sequence[int], tensors: Sequence[int]) -> torch.Tensor:
     Returns:
         int64, shape (len(tensors) + 1, 3), on the CPU: struct Spot of csrc/cuda/scan.h.
     """
-    sizes = torch.tensor(numels, dtype=torch.int64)
-    chosen = torch.tensor(list(tensors), dtype=torch.int64)
+    sizes = torch.tensor(numels, dtype=torch.int64, device="cpu")
+    chosen = torch.tensor(list(tensors), dtype=torch.int64, device="cpu")
     mine = sizes[chosen]
-    spots = torch.zeros(len(chosen) + 1, 3, dtype=torch.int64)
+    spots = torch.zeros(len(chosen) + 1, 3, dtype=torch.int64, device="cpu")
     spots[1:, 0] = (-(-mine // LINE)).cumsum(0)
     spots[1:, 1] = (-(-mine // TILE) + 1).cumsum(0)
     spots[:-1, 2] = (sizes.cumsum(0) - sizes)[chosen]

@@ -53,7 +53,7 @@ class CudaScan:
         self._reads.append(read)
         if self._score.family == "given":
             self._complete([read])
-            read.sources = None
+            read.sources = self._winners = None  # what stands at the best of all is fetched at the end
 
     def _grads(self) -> dict[int, Tensor]:
         """The gradients of all tensors that were added, by number."""
@@ -104,7 +104,7 @@ class CudaScan:
         count = self._result().starts[-1]
         if self._winners is not None:
             return self._winners.fetched(count)
-        nothing = torch.empty(0, device=self._table.device)
+        nothing = torch.empty(0, device=self._table.device, dtype=torch.float32)
         grads = nothing if self._score.reads_gradients else None
         return Fetched(grads, nothing.to(torch.int32), None if self._table.float32_only else nothing)
 

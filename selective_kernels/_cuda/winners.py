@@ -67,8 +67,8 @@ class Winners:
         count = k if any(read.exact for read in reads) else min(k, sum(read.capacity for read in reads))
         self._offsets = torch.empty(count, dtype=torch.int32, device=device)
         self._bits = torch.empty(count, dtype=torch.int32, device=device)
-        self._grads = None if gradients is None else torch.empty(count, device=device)
-        self._values = None if table.float32_only else torch.empty(count, device=device)
+        self._grads = None if gradients is None else torch.empty(count, device=device, dtype=torch.float32)
+        self._values = None if table.float32_only else torch.empty(count, device=device, dtype=torch.float32)
         report = torch.empty(2 + len(self._tensors) + 4 * len(reads), dtype=torch.int64, device=device)
         plan = plan_of(table, self._tensors)
         segments = {number: place for read in reads for number, place in read.segments().items()}

@@ -44,7 +44,7 @@ def brought(fetched: Fetched, home: torch.device) -> Fetched:
 
 def owners_of(part: Part, index: SparseIndex, home: torch.device) -> Tensor:
     """Numbers in the whole table of the tensors of a part's entries, int64, on the home device."""
-    return moved(torch.tensor(part.table.ids, dtype=torch.int64)[index.tensor_ids()], home)
+    return moved(torch.tensor(part.table.ids, dtype=torch.int64, device="cpu")[index.tensor_ids()], home)
 
 
 def found_by_score(part: Part, index: SparseIndex, fetched: Fetched, score: Score, table: Table) -> Found:
@@ -83,7 +83,7 @@ def counted(found: Found, table: Table) -> tuple[SparseIndex, float]:
     """The index of found entries, and the lowest of their scores, 0.0 without any; waits once."""
     numbers = torch.arange(len(table) + 1, device=table.device)
     starts = torch.searchsorted(found.owners, numbers)
-    lowest = found.keys.min() if len(found.keys) else torch.zeros((), device=table.device)
+    lowest = found.keys.min() if len(found.keys) else torch.zeros((), device=table.device, dtype=torch.float32)
     *counts, bits = HostCopy(torch.cat([starts, lowest.view(torch.int32).view(1).long()])).wait().tolist()
     threshold = float_of(bits)
     return SparseIndex(found.offsets, counts, table.numels), threshold

@@ -82,16 +82,16 @@ def copy_kernel(merged, addresses, total, n_arrays, BLOCK: tl.constexpr):
 
 def _blocks(starts: Tensor) -> Tensor:
     counts = (starts.diff() + (BLOCK - 1)).div_(BLOCK, rounding_mode="floor")
-    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), counts.cumsum(0)])
 
 
 def _table(index: SparseIndex, new: SparseIndex, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
     """The starts and the addresses, on the CPU: columns of starts, then addresses of old and of new arrays."""
-    starts = torch.tensor([index.starts, new.starts], dtype=torch.int64)
+    starts = torch.tensor([index.starts, new.starts], dtype=torch.int64, device="cpu")
     blocks = torch.stack([_blocks(starts[0]), _blocks(starts[1])])
     old = [data.data_ptr() for data, _ in pairs]
     fresh = [0 if values is None else values.data_ptr() for _, values in pairs]
-    return torch.cat([starts, blocks]), torch.tensor([old, fresh], dtype=torch.int64)
+    return torch.cat([starts, blocks]), torch.tensor([old, fresh], dtype=torch.int64, device="cpu")
 
 
 def merge_(index: SparseIndex, new: SparseIndex, arrays: MergeArrays) -> None:

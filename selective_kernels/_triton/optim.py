@@ -41,18 +41,18 @@ def _columns(update: Update, numbers_of: Callable[[int, int], Numbers]) -> Tenso
     kinds: dict[tuple[int, int], int] = {}
     steps = update.steps if update.ages is None else [0] * len(update.steps)
     which = [kinds.setdefault((update.group_of[i], steps[i]), len(kinds)) for i in update.tensors]
-    numbers = torch.tensor([numbers_of(*kind) for kind in kinds], dtype=torch.float64).float()
-    integers = torch.zeros(NUMBERS - N_COLUMNS, len(which), dtype=torch.int64)
-    return torch.cat([integers, numbers.view(torch.int32).long()[torch.tensor(which)].t()])
+    numbers = torch.tensor([numbers_of(*kind) for kind in kinds], dtype=torch.float64, device="cpu").float()
+    integers = torch.zeros(NUMBERS - N_COLUMNS, len(which), dtype=torch.int64, device="cpu")
+    return torch.cat([integers, numbers.view(torch.int32).long()[torch.tensor(which, device="cpu")].t()])
 
 
 def _missed(update: Update, ages: Ages, columns: Tensor) -> Tensor:
     """All missed steps, int32; writes into the columns where each tensor's are."""
     missed = [ages.missed.get(i, ()) for i in update.tensors]
-    ends = torch.tensor([len(steps) for steps in missed]).cumsum(0)
+    ends = torch.tensor([len(steps) for steps in missed], device="cpu").cumsum(0)
     columns[MISSED.value - N_COLUMNS, 1:] = ends[:-1]
     columns[MISSED_END.value - N_COLUMNS] = ends
-    return torch.tensor([step for steps in missed for step in steps], dtype=torch.int32)
+    return torch.tensor([step for steps in missed for step in steps], dtype=torch.int32, device="cpu")
 
 
 def _aged(update: Update, columns: Tensor) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def adam_(update: Update, exp_avg: Tensor, exp_avg_sq: Tensor, groups: Sequence[
     if update.ages is not None:
         betas = [(group.beta1, group.beta2) for group in groups]
         first, second, places = corrections_of(betas, update.ages.now + 1, update.table.device)
-        of_group = torch.tensor([places[pair] for pair in betas])
-        mine = torch.tensor([update.group_of[i] for i in update.tensors])
+        of_group = torch.tensor([places[pair] for pair in betas], device="cpu")
+        mine = torch.tensor([update.group_of[i] for i in update.tensors], device="cpu")
         columns[AGES.value - N_COLUMNS], columns[LAST_AGE.value - N_COLUMNS] = of_group[mine].unbind(1)
     _launch(adam_kernel, update, columns, [exp_avg, exp_avg_sq], corrections1=first, corrections2=second)
 

@@ -30,11 +30,11 @@ class Plan:
     """
 
     def __init__(self, table: Table, tensors: Sequence[int]) -> None:
-        numels = torch.tensor(table.numels, dtype=torch.int64)
+        numels = torch.tensor(table.numels, dtype=torch.int64, device="cpu")
         flat = numels.cumsum(0) - numels
         if int(numels.sum()) >= MAX_ENTRIES:
             raise ValueError(f"params: expected fewer than {MAX_ENTRIES} entries in one scan, got {int(numels.sum())}")
-        chosen = torch.tensor(list(tensors), dtype=torch.int64)
+        chosen = torch.tensor(list(tensors), dtype=torch.int64, device="cpu")
         mine = numels[chosen]
         self.numel = int(mine.sum())
         lines, tiles = -(-mine // LINE), -(-mine // TILE)
@@ -43,7 +43,7 @@ class Plan:
         counts = [lines, tiles + 1, chunks]
         self.columns = [flat[chosen], *(count.cumsum(0) - count for count in counts)]
         self.n_lines, self.n_slots, self.n_chunks = (int(count.sum()) for count in counts)
-        rows = torch.repeat_interleave(torch.arange(len(chosen), dtype=torch.int32), chunks)
+        rows = torch.repeat_interleave(torch.arange(len(chosen), dtype=torch.int32, device="cpu"), chunks)
         self.chunk_rows = to_device(rows, table.device)
         codes = {DTYPE_CODES[table.dtypes[i]] for i in tensors}
         self.dtype_code = codes.pop() if len(codes) == 1 else -1
@@ -68,4 +68,4 @@ def plan_of(table: Table, tensors: Sequence[int]) -> Plan:
 def salts(seed: int, ids: Sequence[int]) -> Tensor:
     """The salts of the random score of tensors with these ids, int64 with the bits of the unsigned numbers."""
     found = [tensor_salt(seed, i) for i in ids]
-    return torch.tensor([salt - 2**64 if salt >= 2**63 else salt for salt in found], dtype=torch.int64)
+    return torch.tensor([salt - 2**64 if salt >= 2**63 else salt for salt in found], dtype=torch.int64, device="cpu")

@@ -33,17 +33,17 @@ NUM_WARPS = 8
 
 def double_bits(value: float) -> int:
     """The bits of a float64, as an int64."""
-    return int(torch.tensor(value, dtype=torch.float64).view(torch.int64))
+    return int(torch.tensor(value, dtype=torch.float64, device="cpu").view(torch.int64))
 
 
 @functools.lru_cache(maxsize=64)
 def control_of(score: Score) -> Tensor:
     """The control block of a scan by a score, on the CPU; see `layout`."""
-    control = torch.zeros(layout.CONTROL, dtype=torch.int64)
+    control = torch.zeros(layout.CONTROL, dtype=torch.int64, device="cpu")
     exponent = float(score.exponent)
     # A negative exponent may make the power subnormal, which rounds by up to a factor of two.
     slack = 0.0861 * (1.0 + max(-exponent, 0.0)) + 1e-3 * (1.0 + abs(exponent)) + (1.0 if exponent < 0.0 else 0.0)
-    eps = float(torch.tensor(score.eps, dtype=torch.float32))
+    eps = float(torch.tensor(score.eps, dtype=torch.float32, device="cpu"))
     control[layout.EPS.value] = float_bits(eps)
     control[layout.EXPONENT.value] = double_bits(exponent)
     control[layout.LEAST_POWER.value] = double_bits(eps ** max(exponent, 0.0))
@@ -85,7 +85,10 @@ class Read:
         keys = score.family == "given"
         self._dtype_code = DTYPE_CODES[torch.float32] if keys else self._plan.dtype_code
         ids = [table.ids[i] for i in tensors]
-        extra = [*self._plan.columns, salts(score.seed, ids) if score.family == "random" else torch.zeros(1)]
+        extra = [
+            *self._plan.columns,
+            salts(score.seed, ids) if score.family == "random" else torch.zeros(1, dtype=torch.float32, device="cpu"),
+        ]
         self._rows = Rows(table, index, tensors, sources, extra, DTYPE_CODES[torch.float32] if keys else None)
         self.selects = k > 0 and self._plan.n_chunks > 0
         sample = self._plan.sample(k)

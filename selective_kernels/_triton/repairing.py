@@ -46,7 +46,7 @@ def smallest(reads: Sequence[Read], k: int) -> tuple[Tensor, int]:
 
 
 def _bounds(first: int, last: int, device: torch.device) -> Tensor:
-    return to_device(torch.tensor([first - HALF_RANGE, last - HALF_RANGE], dtype=torch.int64), device)
+    return to_device(torch.tensor([first - HALF_RANGE, last - HALF_RANGE], dtype=torch.int64, device="cpu"), device)
 
 
 def _bound(reads: Sequence[Read], first: int, wanted: int) -> tuple[int, int]:

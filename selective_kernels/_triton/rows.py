@@ -68,7 +68,7 @@ class Rows:
         if dtype_code is not None:
             rows[DTYPE.value :: COLUMNS] = array("q", [dtype_code]) * (len(rows) // COLUMNS)
         self.n_rows, self.longest = len(rows) // COLUMNS, 0
-        columns = torch.zeros(N_COLUMNS + len(extra), self.n_rows + 1, dtype=torch.int64)
+        columns = torch.zeros(N_COLUMNS + len(extra), self.n_rows + 1, dtype=torch.int64, device="cpu")
         if self.n_rows:
             columns[:COLUMNS, :-1] = torch.frombuffer(rows, dtype=torch.int64).view(-1, COLUMNS).t()
             entries = columns[END.value] - columns[BEGIN.value]

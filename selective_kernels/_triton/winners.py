@@ -92,15 +92,15 @@ class Winners:
         self, table: Table, sources: Sequence[int] | None, ordered: Tensor, controls: Sequence[Tensor]
     ) -> None:
         device, count = table.device, len(ordered)
-        numels = torch.tensor(table.numels, dtype=torch.int64)
-        bases = torch.cat([torch.zeros(1, dtype=torch.int64), numels.cumsum(0)])
-        extra = [bases[:-1], torch.tensor(sources or [0], dtype=torch.int64)]
+        numels = torch.tensor(table.numels, dtype=torch.int64, device="cpu")
+        bases = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), numels.cumsum(0)])
+        extra = [bases[:-1], torch.tensor(sources or [0], dtype=torch.int64, device="cpu")]
         rows = Rows(table, SparseIndex.empty(len(table), device=device), extra=extra)
         flats = torch.sort(ordered & FLAT_MASK.value).values
         self._table, self._offsets = table, torch.empty(count, dtype=torch.int32, device=device)
         self._bits = torch.empty(count, dtype=torch.int32, device=device)
-        self._grads = None if sources is None else torch.empty(count, device=device)
-        self._values = None if table.float32_only else torch.empty(count, device=device)
+        self._grads = None if sources is None else torch.empty(count, device=device, dtype=torch.float32)
+        self._values = None if table.float32_only else torch.empty(count, device=device, dtype=torch.float32)
         lowest = torch.zeros(1, dtype=torch.int64, device=device)
         if count:
             with on_device(device):

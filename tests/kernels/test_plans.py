@@ -28,7 +28,7 @@ def test_the_same_tensors_have_one_plan(table):
     assert plans.of(table, list(range(6))) is whole
     assert plans.of(table, (2,)) is one
     assert plans.of(table, [1, 4]) is some
-    assert plans.of(Table([torch.zeros(3)] * 6), range(6)) is not whole
+    assert plans.of(Table([torch.zeros(3) for _ in range(6)]), range(6)) is not whole
 
 
 def test_of_sets_that_change_in_every_step_few_are_kept(table):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from selective_kernels import Score, SparseIndex, scan, topk
+from selective_kernels import Score, SparseIndex, Table, scan, topk
 from selective_kernels.score import LARGEST_BITS, score_ref
 from selective_kernels.testing import assert_bitwise_equal, assert_same_index
 
@@ -225,3 +225,37 @@ def test_errors_name_what_is_wrong(backend):
     running.add([0], [torch.ones(4)])
     with pytest.raises(ValueError, match=r"gather: expected a scan that reads gradients, got one by .* 'given'"):
         running.gather(running.finalize(), torch.empty(1))
+
+
+def test_scores_of_one_s_own_may_lie_in_any_order(on_every_backend):
+    """What is read of them is a copy then, which has to live until it is."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(300, 300), (7, 5), (400, 260)]
+    keys = [torch.rand(shape[::-1], generator=generator) for shape in shapes]
+
+    def run(backend, device):
+        params = [torch.zeros(shape, device=device) for shape in shapes]
+        return topk(params, [key.to(device).t() for key in keys], 500, Score(family="given"), backend=backend)
+
+    best = torch.sort(torch.cat([key.t().reshape(-1) for key in keys]), descending=True).indices[:500].sort().values
+    for path, found in on_every_backend(run, triton=False).items():
+        starts = torch.tensor([0, 300 * 300, 300 * 300 + 35])
+        assert torch.equal(found.valid.long() + starts[found.tensor_ids()], best), path
+
+
+def test_what_stands_at_the_best_is_what_stands_there_in_the_end(on_every_backend):
+    """Parameters may change between `add` and `finalize` if the scores are one's own."""
+
+    def run(backend, device):
+        table = Table([torch.zeros(50, device=device), torch.zeros(9, device=device)])
+        running = scan(table, SparseIndex.empty(2, device=device), 4, Score(family="given"), backend=backend)
+        for i, param in enumerate(table.params):
+            running.add([i], [torch.arange(param.numel(), device=device).float()])
+        for param in table.params:
+            param.fill_(2.0)
+        running.finalize()
+        return running.fetch().bits
+
+    two = int(torch.tensor(2.0).view(torch.int32))
+    for path, bits in on_every_backend(run).items():
+        assert bits.tolist() == [two] * 4, path
