@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,22 +36,6 @@ def check_param(param: Tensor, name: str) -> None:
             f"{name}: expected a contiguous tensor, got shape {tuple(param.shape)} with strides {param.stride()}; "
             "replace its data by .contiguous()"
         )
-
-
-def check_apart(params: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raises ValueError if two tensors share memory, so that each would be trained as a part of the other, too."""
-    found = [
-        (str(param.device), param.data_ptr(), param.numel() * param.element_size(), name)
-        for param, name in zip(params, names, strict=True)
-        if param.numel() and not param.is_meta
-    ]
-    found.sort()
-    for (device, begin, size, name), (next_device, next_begin, _, next_name) in pairwise(found):
-        if device == next_device and next_begin < begin + size and next_begin:
-            raise ValueError(
-                f"{next_name}: expected tensors with memory of their own, got one that shares memory with {name}; tie "
-                "them by assigning one parameter to both modules"
-            )
 
 
 def check_grad_form(grad: Tensor, param: Tensor, name: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from selective_kernels.checks import check_apart, check_grad, check_numbers, check_param
+from selective_kernels.checks import check_grad, check_numbers, check_param
 from selective_kernels.index import SparseIndex
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -35,8 +36,8 @@ class Table:
         spread: whether the tensors are in several places; see `_spread`.
 
     Raises:
-        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), one without values
-            (on "meta") among others, or two that share memory.
+        TypeError, ValueError: a tensor that the kernels cannot address (see `checks.check_param`), or one without
+            values (on "meta") among others.
     """
 
     def __init__(
@@ -54,7 +55,6 @@ class Table:
             for param, name in zip(self.params, self.names, strict=True):
                 if param.is_meta:
                     raise ValueError(f"{name}: expected a tensor with values, got one on meta (offloaded?)")
-        check_apart(self.params, self.names)
         self.ids = range(len(self.params)) if ids is None else list(ids)
         self.numels = [param.numel() for param in self.params]
         self.total = sum(self.numels)
@@ -73,6 +73,25 @@ class Table:
             param.numel() == numel and param.dtype is dtype and param.is_contiguous() and param.device == device
             for param, numel, dtype, device in zip(self.params, self.numels, self.dtypes, self.devices, strict=True)
         )
+
+    def apart(self) -> Table:
+        """The table itself.
+
+        Raises:
+            ValueError: two of its tensors share memory, so that each would be trained as a part of the other, too.
+        """
+        found = sorted(
+            (str(device), param.data_ptr(), numel * param.element_size(), name)
+            for param, name, numel, device in zip(self.params, self.names, self.numels, self.devices, strict=True)
+            if numel and not param.is_meta
+        )
+        for (device, begin, size, name), (next_device, next_begin, _, next_name) in pairwise(found):
+            if device == next_device and next_begin < begin + size:
+                raise ValueError(
+                    f"{next_name}: expected tensors with memory of their own, got one that shares memory with {name}; "
+                    "tie them by assigning one parameter to both modules"
+                )
+        return self
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

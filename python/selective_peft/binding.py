@@ -262,7 +262,7 @@ class BoundOptimizer(Timed, Optimizer):
         return table
 
     def _make_table(self) -> Table:
-        return Table(self._selective_params(), self._selective_names())
+        return Table(self._selective_params(), self._selective_names()).apart()
 
     def _moments_of(self, groups: Sequence[Mapping[str, Any]]) -> Sequence[str]:
         """Names of the per-entry state that groups with these options need."""

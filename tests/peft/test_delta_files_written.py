@@ -114,14 +114,14 @@ def test_an_interrupt_while_it_is_published(story, tmp_path, exists, monkeypatch
         (tmp_path / "out").mkdir()
     before = files_in(tmp_path), names_in(tmp_path)
     for last in range(3):
-        left, real = iter(range(last)), Path.replace if exists else output.sync
+        left, real = iter(range(last)), Path.rename if exists else output.sync
 
         def stop(*given, left=left, real=real):
             if next(left, None) is None:
                 raise KeyboardInterrupt
             return real(*given)
 
-        monkeypatch.setattr(*((Path, "replace") if exists else (output, "sync")), stop)
+        monkeypatch.setattr(*((Path, "rename") if exists else (output, "sync")), stop)
         with pytest.raises(KeyboardInterrupt):
             apply_files(folder, delta, tmp_path / "out")
         monkeypatch.undo()

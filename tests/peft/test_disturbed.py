@@ -67,6 +67,15 @@ def test_in_another_thread_nothing_is_done(handled):
     assert found == [handler]
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("selecting", [True, False], ids=["selecting", "later"])
 def test_ctrl_c_comes_after_the_step(monkeypatch, backend, selecting):
     (opt, params), (whole, others) = made(backend=backend), made(backend=backend)
