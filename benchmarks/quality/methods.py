@@ -59,6 +59,7 @@ METHODS: dict[str, Way] = {
     "ID3": Way(method="id3"),
     "ID3, every 15": Way(method="id3", options={"select_every": 15}),
     "ID3, per entry": Way(method="id3", options={"bias_correction": "per_entry"}),
+    "ID3, front": Way(method="id3", options={"schedule": "front"}),
     "LoRA r=8": Way(adapter="lora-8", budget=False),
     "LoRA r=2": Way(adapter="lora-2", budget=False),
     "LoRA r=8 + PaFi": Way(adapter="lora-8", method="pafi"),
