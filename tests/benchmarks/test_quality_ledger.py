@@ -1,11 +1,13 @@
 """The file of results, when several processes add to it."""
 
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
 from tinyquality import FEW, add_ten, job
 
+from benchmarks import ROOT
 from benchmarks.quality import plan
 from benchmarks.quality.ledger import NUMBERS, Ledger
 
@@ -20,7 +22,8 @@ def test_a_ledger_keeps_what_another_one_has_added(tmp_path):
     assert {key.seed: row["test"] for key, row in Ledger(tmp_path / "a.csv").items()} == {0: "0.25", 1: "0.5"}
 
 
-def test_processes_side_by_side_lose_nothing(tmp_path):
+def test_processes_side_by_side_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])  # new processes get this path
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         list(pool.map(add_ten, [tmp_path / "a.csv"] * 3, (0, 10, 20), [RESULTS] * 3))
     assert sorted(key.seed for key in Ledger(tmp_path / "a.csv")) == list(range(30))
