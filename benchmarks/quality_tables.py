@@ -10,6 +10,7 @@ from benchmarks.quality.jobs import NONE, Job
 from benchmarks.quality.ledger import ORDER
 from benchmarks.quality.plan import PRESETS
 from benchmarks.quality.report import accuracy, difference
+from benchmarks.quality.tasks import Task
 from benchmarks.report import format_bytes
 
 Row = Mapping[str, str]
@@ -120,4 +121,22 @@ def scores_table(load: Load, markdown: Markdown) -> str:
     return markdown(("", *(f"eps = {eps:g}" for eps in PRESET.epss)), lines)
 
 
+def rates_table(load: Load, markdown: Markdown) -> str:
+    """The learning rate that won, by method, data set and budget."""
+    found, _ = _known(load)
+    columns = dict.fromkeys((data, share) for data, task in PRESET.tasks.items() for share in _shares(task))
+    won = {(each.cell.method, each.cell.data, each.cell.share): f"{each.lr:g}" for each in found}
+    lines = []
+    for method in dict.fromkeys(each.cell.method for each in sorted(found, key=lambda each: ORDER[each.cell.method])):
+        cells = [won.get((method, data, share), won.get((method, data, 0.0), "")) for data, share in columns]
+        if method != NONE:
+            lines.append([method, *cells])
+    return markdown(("", *(f"{DATA[data]}, {share:.1%}" for data, share in columns)), lines)
+
+
+def _shares(task: Task) -> Sequence[float]:
+    return sorted(PRESET.shares) if task.budgets else PRESET.shares[:1]
+
+
 TABLES = {"methods by budget": budgets_table, "exponent and eps": scores_table}
+CHOOSING = {"learning rates": rates_table}

@@ -206,6 +206,7 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "docs/deltas.md": _bound(DELTAS),
     "docs/benchmarks.md": _bound(suite_tables.TABLES),
     "docs/quality.md": _bound(quality_tables.TABLES),
+    "docs/choosing.md": _bound(quality_tables.CHOOSING),
 }
 
 
