@@ -190,6 +190,9 @@ def converted(folder: Path = CONVERTED) -> Path:
         plain.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
