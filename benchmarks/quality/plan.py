@@ -94,21 +94,22 @@ def rates(cell: Job, preset: Preset) -> list[float]:
     return list(LADDER[middle - side : middle + side + 1])
 
 
-def _merit(row: Row) -> tuple[float, float]:
-    """What is larger for a better run: accuracy, then minus the loss, both of the validation part."""
-    loss = float(row["validation_loss"])
-    return float(row["validation"]), -loss if math.isfinite(loss) else -math.inf
+def _merit(row: Row, by_loss: bool) -> tuple[float, float]:
+    """What is larger for a better run: accuracy and minus the loss of the validation part, what counts first."""
+    loss, accuracy = float(row["validation_loss"]), float(row["validation"])
+    gain = -loss if math.isfinite(loss) else -math.inf
+    return (gain, accuracy) if by_loss else (accuracy, gain)
 
 
 def tuning(cell: Job, preset: Preset, ledger: Ledger) -> tuple[list[Job], float | None]:
     """The runs of seed 0 that are still to be made for now, and the learning rate once they are all there."""
-    tried = rates(cell, preset)
+    tried, by_loss = rates(cell, preset), preset.tasks[cell.data].by_loss
     while True:
         jobs = [replace(cell, lr=lr) for lr in tried]
         missing = [job for job in jobs if job not in ledger]
         if missing:
             return missing, None
-        best = max(jobs, key=lambda job: _merit(ledger[job])).lr
+        best = max(jobs, key=lambda job: _merit(ledger[job], by_loss)).lr
         beyond = _beyond(best, tried) if preset.extend and cell.method != NONE else None
         if beyond is None:
             return [], best

@@ -107,6 +107,18 @@ def test_ties_go_to_the_lower_loss_then_to_the_lower_rate():
     assert tried(ledger) == ([], 1e-3)
 
 
+def test_where_the_loss_counts_accuracy_only_parts_equals():
+    by_loss = replace(ONE, tasks={"asdiv": replace(NUMBERS, by_loss=True)})
+    ledger = {at(3e-4): row(0.7, 0.5), at(1e-3): row(0.6, 0.4), at(3e-3): row(0.5, 0.6)}
+    assert tried(ledger, by_loss) == ([], 1e-3)
+    ledger[at(3e-3)] = row(0.65, 0.4)
+    assert tried(ledger, by_loss) == ([1e-2], None)
+    ledger |= {at(3e-3): row(0.9, math.nan), at(3e-4): row(0.9, 0.5)}
+    assert tried(ledger, by_loss) == ([], 1e-3)
+    assert [data for data, task in PRESETS["full"].tasks.items() if task.by_loss] == ["boolq"]
+    assert [data for data, task in SMALL.items() if task.by_loss] == ["boolq"]
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_worst_among_equals_in_any_order(broken):
     for losses in ((broken, 0.5, 0.6), (0.6, 0.5, broken), (broken, 0.5, broken)):
