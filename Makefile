@@ -33,7 +33,7 @@ lint: build
 bench: build
 	for suite in ops step end2end memory scaling; do $(BIN)/python -m benchmarks $$suite || exit 1; done
 
-# Beside them all that README and docs/deltas.md tell of, but for the demo's table.
+# Beside them all that README and docs/deltas.md tell of, but for accuracy: docs/quality.md, hours.
 bench-all: bench
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.gaps

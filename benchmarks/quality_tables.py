@@ -11,6 +11,7 @@ from benchmarks.quality.ledger import ORDER
 from benchmarks.quality.plan import PRESETS
 from benchmarks.quality.report import accuracy, difference
 from benchmarks.quality.tasks import Task
+from benchmarks.quality.traces import CORRELATION, SHARED
 from benchmarks.report import format_bytes
 
 Row = Mapping[str, str]
@@ -50,13 +51,12 @@ def readme_table(load: Load, markdown: Markdown) -> str:
     """The usual budget: accuracy, scalars, state and time of a step."""
     found, ledger = _known(load)
     by, speeds = _by(found), {row["method"]: row for row in load("quality_speed.csv")}
-    full = float(speeds["full"]["forward_backward_seconds"]) + float(speeds["full"]["optimizer_seconds"])
     lines = []
     for method in SHOWN:
         share = next((each.cell.share for each in found if each.cell.method == method), 0.0)
         cells = [by.get((data, method, share)) for data in DATA]
         if any(cells):
-            lines.append([method, *map(_accuracy, cells), *_cost(speeds.get(method), full)])
+            lines.append([method, *map(_accuracy, cells), *_cost(speeds.get(method))])
     title = (
         f"Does it train as well? Accuracy in %, mean ± deviation of {PRESET.seeds} seeds: all-MiniLM-L6-v2 on reviews "
         f"of unseen films and on BoolQ, SmolLM2-135M on word problems; budget {PRESET.shares[0]:.1%}, learning rates "
@@ -71,15 +71,14 @@ def _accuracy(found: Summary | None) -> str:
     return "" if found is None else accuracy(found)
 
 
-def _cost(speed: Row | None, full: float) -> list[str]:
+def _cost(speed: Row | None) -> list[str]:
     if speed is None:
         return ["0", "", "", ""]
-    optimizer, rest = float(speed["optimizer_seconds"]), float(speed["forward_backward_seconds"])
     return [
         f"{int(speed['trained']):,}",
         format_bytes(float(speed["state_bytes"])),
-        f"{1e3 * optimizer:.1f}",
-        f"{(optimizer + rest) / full:.2f}",
+        f"{1e3 * float(speed['optimizer_seconds']):.1f}",
+        f"{float(speed['ratio_to_full']):.2f}",
     ]
 
 
@@ -138,5 +137,14 @@ def _shares(task: Task) -> Sequence[float]:
     return sorted(PRESET.shares) if task.budgets else PRESET.shares[:1]
 
 
-TABLES = {"methods by budget": budgets_table, "exponent and eps": scores_table}
+def updates_table(load: Load, markdown: Markdown) -> str:
+    """How far the updates of film reviews' runs follow full fine-tuning's."""
+    found = {(row["run"], row["measure"]): row["value"] for row in load("quality_updates.csv") if not row["place"]}
+    lines = []
+    for run in dict.fromkeys(run for run, measure in found if measure == SHARED):
+        lines.append([run, f"{int(found[run, SHARED]):,}", f"{float(found[run, CORRELATION]):.2f}"])
+    return markdown(("", "scalars that full fine-tuning changed, too", "correlation of the updates"), lines)
+
+
+TABLES = {"methods by budget": budgets_table, "exponent and eps": scores_table, "updates": updates_table}
 CHOOSING = {"learning rates": rates_table}

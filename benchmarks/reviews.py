@@ -12,13 +12,9 @@ import importlib.util
 import io
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from benchmarks.report import write_csv
 
@@ -114,51 +110,6 @@ def split_by_movie(
     test_texts = {review.text for review in test}
     train = [review for movie in movies[taken:] for review in by_movie[movie] if review.text not in test_texts]
     return train, test
-
-
-def majority(reviews: Sequence[Review]) -> float:
-    """Accuracy of always answering the more frequent label."""
-    fresh = sum(review.label for review in reviews) / len(reviews)
-    return max(fresh, 1.0 - fresh)
-
-
-class Batches:
-    """Tokenised reviews, padded to the longest of each batch.
-
-    Args:
-        reviews: texts and labels.
-        tokenizer: of transformers.
-        max_length: tokens; longer reviews are cut.
-        batch_size: reviews per batch.
-    """
-
-    def __init__(self, reviews: Sequence[Review], tokenizer: Any, max_length: int, batch_size: int) -> None:
-        texts = [review.text for review in reviews]
-        self.tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        self.labels = torch.tensor([review.label for review in reviews])
-        self.batch_size = batch_size
-        self._pad: Callable[..., Any] = tokenizer.pad
-
-    def of(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """The batch of these reviews, as a model takes it."""
-        padded = self._pad({"input_ids": [self.tokens[i] for i in numbers]}, return_tensors="pt")
-        return {**padded, "labels": self.labels[list(numbers)]}
-
-    def random(self, seed: int) -> Iterator[dict[str, Tensor]]:
-        """Batches without end; every review once, in random order, before any comes again."""
-        generator = torch.Generator().manual_seed(seed)
-        waiting: list[int] = []
-        while True:
-            while len(waiting) < self.batch_size:
-                waiting.extend(torch.randperm(len(self.tokens), generator=generator).tolist())
-            yield self.of(waiting[: self.batch_size])
-            del waiting[: self.batch_size]
-
-    def by_length(self) -> Iterator[dict[str, Tensor]]:
-        """All reviews once, short ones first, so that little is padded."""
-        order = sorted(range(len(self.tokens)), key=lambda i: len(self.tokens[i]))
-        for start in range(0, len(order), self.batch_size):
-            yield self.of(order[start : start + self.batch_size])
 
 
 def prepare(folder: Path) -> None:

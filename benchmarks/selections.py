@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from selective_peft import SelectiveAdamW
 from torch import Tensor
 
-from benchmarks import training
-from benchmarks.reviews import Batches, load, split_by_movie
-from benchmarks.training import HEAD, Method, Recipe
+from benchmarks.quality.jobs import EPS, EXP, Job
+from benchmarks.quality.methods import METHODS, trainable
+from benchmarks.quality.running import train
+from benchmarks.quality.tasks import FULL
 
-REVIEWS = 3000  # of the training side; enough for the steps of a short run
 RANDOM, RANDOM_COLUMNS = "random positions", 1024
 
 
@@ -52,29 +52,21 @@ def random_positions(share: float, count: int, seed: int = 0) -> Selected:
     return Selected(RANDOM, share, [offsets], [int(offsets[-1]) + 1], [RANDOM_COLUMNS])
 
 
-def id3_run(share: float, steps: int, batch_size: int = 16) -> Selected:
-    """What ID3 selects in all-MiniLM-L6-v2 on film reviews, by tensor; the new classifier is trained whole.
+def id3_run(share: float, steps: int, batch_size: int = 16, tokens: int = 64) -> Selected:
+    """What ID3 selects in all-MiniLM-L6-v2 on film reviews, by tensor; the new head is trained whole.
 
     Raises:
         MissingData: weights, text or a package is not there.
     """
-    reviews = split_by_movie(load())[0][:REVIEWS]
-    model, tokenizer = training.load_model(seed=0)
-    params = [p for name, p in model.named_parameters() if not name.startswith(HEAD)]
-    recipe = Recipe(steps, round(share * sum(p.numel() for p in params)), None, 0, batch_size, 64)
-    optimizer = training.make_optimizer(model, Method("id3", 1), recipe)
-    assert isinstance(optimizer, SelectiveAdamW)
-    batches = Batches(reviews, tokenizer, recipe.max_length, batch_size).random(seed=0)
-    model.train()
-    for _ in range(steps):
-        model(**next(batches)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    used = [(p, offsets.int()) for p in params if len(offsets := optimizer.selected_indices(p))]
+    task = replace(FULL["reviews"], steps=steps, batch=batch_size, tokens=tokens)
+    done = train(Job("reviews", "ID3", share, METHODS["ID3"].lr, 0, EXP, EPS), task)
+    assert isinstance(done.optimizer, SelectiveAdamW)
+    body = [param for _, param in trainable(done.model)["body"]]
+    used = [(param, offsets.int()) for param in body if len(offsets := done.optimizer.selected_indices(param))]
     return Selected(
         f"MiniLM, {steps} steps of ID3",
         share,
         [offsets for _, offsets in used],
-        [p.numel() for p, _ in used],
-        [p.shape[-1] for p, _ in used],
+        [param.numel() for param, _ in used],
+        [param.shape[-1] for param, _ in used],
     )

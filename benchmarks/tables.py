@@ -155,38 +155,12 @@ def updates_table() -> str:
     return f"{title}\n\n" + markdown(header, lines)
 
 
-def demo_table() -> str:
-    """Quality, from demo.csv."""
-    rows = load("demo.csv")
-    lines = [
-        [
-            row["method"],
-            row["accuracy"] + (f" ± {row['accuracy_std']}" if row["accuracy_std"] else ""),
-            f"{int(row['trained_scalars']):,}",
-            format_bytes(float(row["state_bytes"])) if row["state_bytes"] else "",
-            row["forward_backward_seconds"],
-            row["optimizer_seconds"],
-        ]
-        for row in rows
-    ]
-    trained = [row for row in rows if row["state_bytes"]]
-    first = trained[0]
-    title = (
-        f"all-MiniLM-L6-v2 ({int(first['scalars']):,} scalars) on film reviews, {first['steps']} steps of "
-        f"{first['batch_size']}, mean ± deviation of {first['seeds']} seeds; accuracy on "
-        f"{int(first['test_reviews']):,} reviews of films not seen in training "
-        "(`python -m benchmarks.demo --all --seeds 3`, `benchmarks/results/demo.csv`):"
-    )
-    header = ("", "accuracy", "scalars trained", "optimizer state", "forward + backward s", "optimizer s")
-    return f"{title}\n\n" + markdown(header, lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "step": step_table,
     "training": lambda: suite_tables.training_table(load, markdown),
     "memory": memory_table,
     "updates": updates_table,
-    "demo": demo_table,
+    "quality": lambda: quality_tables.readme_table(load, markdown),
 }
 OPTIONAL = {"gpu": gpu_table}  # stand in README only if there is a result file: not everybody has a GPU
 DELTAS = {

@@ -68,8 +68,7 @@ def _level_of_full(axes: Axes, found: Sequence[Summary]) -> None:
     level = next((each.mean for each in found if each.cell.method == FULL), None)
     if level is not None:
         axes.axhline(level, color=TEXT, linestyle="--", linewidth=1)
-        where = (axes.get_yaxis_transform(), "offset points")
-        axes.annotate(FULL, (0.995, level), (0, 3), *where, ha="right", fontsize=8, color=TEXT)
+        axes.text(1.005, level, FULL, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=TEXT)
 
 
 def scores(preset: Preset, ledger: Ledger, path: Path) -> None:
@@ -136,7 +135,7 @@ def updates(rows: Rows, path: Path) -> None:
             points = [(places.index(row["place"]), float(row["value"])) for row in mine if row["run"] == run]
             points = [(place, value) for place, value in points if value > 0]
             axes.plot([value for _, value in points], [place for place, _ in points], "o", color=color, markersize=5)
-        axes.set_yticks(range(len(places)), places, color=TEXT)
+        axes.set_yticks(range(len(places)), [place or "in none" for place in places], color=TEXT)
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlabel("mean size of the update of a changed scalar", color=TEXT)

@@ -28,6 +28,7 @@ from benchmarks.reviews import MissingData
 
 FULL, DATA = "full", "reviews"
 METHODS = ("ID3", "PaFi")
+CORRELATION, SHARED = "correlation with full", "shared with full"  # measures of a whole run
 Traces = dict[str, Updates]
 
 
@@ -109,8 +110,8 @@ def update_rows(traces: Traces) -> list[dict[str, object]]:
         if run != FULL:
             shared = analysis.shared_updates(updates, full)[0]
             rows += [
-                {"run": run, "measure": "correlation with full", "place": "", "value": _correlation(updates, full)},
-                {"run": run, "measure": "shared with full", "place": "", "value": str(len(shared))},
+                {"run": run, "measure": CORRELATION, "place": "", "value": _correlation(updates, full)},
+                {"run": run, "measure": SHARED, "place": "", "value": str(len(shared))},
             ]
     return rows
 

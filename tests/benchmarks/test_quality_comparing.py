@@ -153,7 +153,7 @@ def test_tables_show_what_the_file_holds(ledger):
     speeds = [
         {
             "method": name,
-            "forward_backward_seconds": "0.2",
+            "ratio_to_full": "0.847",
             "optimizer_seconds": "0.05",
             "state_bytes": "9",
             "trained": "3",
@@ -166,7 +166,7 @@ def test_tables_show_what_the_file_holds(ledger):
     mine = found["reviews", "ID3", FULL.shares[0]]
     row = next(line for line in text.splitlines() if line.startswith("| ID3 |"))
     assert row.split(" | ")[1] == f"{100 * mine.mean:.1f} ± {100 * mine.deviation:.1f}"
-    assert row.endswith("| 3 | 9 B | 50.0 | 1.00 |")
+    assert row.endswith("| 3 | 9 B | 50.0 | 0.85 |")
     assert f"{len(ledger)} runs" in text
     whole = quality_tables.budgets_table(files.__getitem__, tables.markdown)
     assert len([line for line in whole.splitlines() if line.startswith("| ")]) - 2 == len(
