@@ -124,16 +124,36 @@ def against_ours(found: Sequence[Summary], preset: Preset) -> dict[tuple[str, fl
 
     Only the data sets that both have, the untuned model and the word problems left out: those have another model.
     """
-    encoders = [name for name, task in preset.tasks.items() if not task.causal]
-    by = {(each.cell.data, each.cell.method, each.cell.share): each.accuracies for each in found}
     results = {}
     for method, share in dict.fromkeys((each.cell.method, each.cell.share) for each in found):
-        if method in (OURS, NONE):
-            continue
-        budget = share or preset.shares[0]
-        both = [data for data in encoders if (data, method, share) in by and (data, OURS, budget) in by]
-        ours = [value for data in both for value in by[data, OURS, budget]]
-        theirs = [value for data in both for value in by[data, method, share]]
+        ours, theirs = _paired(found, preset, method, [share])
         if ours:
             results[method, share] = compare(ours, theirs)
     return results
+
+
+def over_budgets(found: Sequence[Summary], preset: Preset) -> dict[str, Comparison]:
+    """Each method with a budget against ID3, all budgets and data sets that both have taken together."""
+    results = {}
+    for method in dict.fromkeys(each.cell.method for each in found if each.cell.share):
+        ours, theirs = _paired(found, preset, method, sorted({each.cell.share for each in found if each.cell.share}))
+        if ours:
+            results[method] = compare(ours, theirs)
+    return results
+
+
+def _paired(
+    found: Sequence[Summary], preset: Preset, method: str, shares: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """Accuracies of ID3 and of a method, by budget, data set and seed; none for ID3 itself and the untuned model."""
+    encoders = [name for name, task in preset.tasks.items() if not task.causal]
+    by = {(each.cell.data, each.cell.method, each.cell.share): each.accuracies for each in found}
+    ours: list[float] = []
+    theirs: list[float] = []
+    for share in shares if method not in (OURS, NONE) else ():
+        for data in encoders:
+            mine, other = by.get((data, OURS, share or preset.shares[0])), by.get((data, method, share))
+            if mine and other:
+                ours += mine
+                theirs += other
+    return ours, theirs

@@ -125,6 +125,28 @@ def test_id3_is_compared_at_the_same_budget_over_all_pairs(ledger):
         assert one.pairs == 3 * len(both)
 
 
+def test_all_budgets_taken_together_are_the_pairs_of_each(ledger):
+    found = comparing.summaries(FULL, ledger)
+    against, whole = comparing.against_ours(found, FULL), comparing.over_budgets(found, FULL)
+    assert set(whole) == {method for method, way in METHODS.items() if way.budget} - {"ID3"}
+    for method, one in whole.items():
+        parts = [each for (name, _), each in against.items() if name == method]
+        assert one.pairs == sum(each.pairs for each in parts)
+        assert (one.wins, one.losses) == (sum(each.wins for each in parts), sum(each.losses for each in parts))
+        assert one.difference == pytest.approx(sum(each.difference * each.pairs for each in parts) / one.pairs)
+        assert one.p == pytest.approx(brute_force(differences(found, method)))
+
+
+def differences(found, method):
+    by = {(each.cell.data, each.cell.method, each.cell.share): each.accuracies for each in found}
+    return [
+        round(ours - theirs, 5)
+        for (data, name, share), accuracies in by.items()
+        if name == method and data != "asdiv"
+        for ours, theirs in zip(by[data, "ID3", share], accuracies, strict=True)
+    ]
+
+
 def test_cells_without_all_seeds_are_left_out(ledger):
     cell = next(each for each in plan.cells(FULL) if each.method == "PaFi")
     jobs = plan.runs(cell, FULL, ledger)
@@ -172,6 +194,8 @@ def test_tables_show_what_the_file_holds(ledger):
     assert len([line for line in whole.splitlines() if line.startswith("| ")]) - 2 == len(
         {(each.method, each.share) for each in plan.cells(FULL)}
     )
+    lead = quality_tables.lead_table(files.__getitem__, tables.markdown)
+    assert next(line for line in lead.splitlines() if line.startswith("| PaFi |")).endswith(" | 12 |")
     scores = quality_tables.scores_table(files.__getitem__, tables.markdown)
     assert scores.count("±") == len(FULL.exps) * len(FULL.epss)
 
