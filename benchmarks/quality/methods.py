@@ -31,6 +31,7 @@ class Way:
         method: a name of `selective_peft.methods()` for what selects; "" to train all that is trainable.
         budget: whether it takes one.
         lr: middle of the first three learning rates.
+        won: the learning rate that won on film reviews at the usual budget, for comparisons that try no other.
         options: further arguments of the optimizer.
     """
 
@@ -38,6 +39,7 @@ class Way:
     method: str = ""
     budget: bool = True
     lr: float = SELECTIVE_LR
+    won: float = SELECTIVE_LR
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,25 +49,25 @@ class Way:
 
 
 METHODS: dict[str, Way] = {
-    "full": Way(budget=False, lr=FULL_LR),
-    "R-Mask": Way(method="random"),
-    "BitFit": Way(method="bitfit", budget=False),
-    "PaFi": Way(method="pafi"),
+    "full": Way(budget=False, lr=FULL_LR, won=3e-4),
+    "R-Mask": Way(method="random", won=1e-2),
+    "BitFit": Way(method="bitfit", budget=False, won=3e-3),
+    "PaFi": Way(method="pafi", won=1e-2),
     "Fish": Way(method="fish"),
     "SNIP": Way(method="snip"),
     "D3, static": Way(method="d3-static"),
     "D3, repeat": Way(method="d3-repeat"),
-    "PaFi, increment": Way(method="pafi-increment"),
+    "PaFi, increment": Way(method="pafi-increment", won=1e-2),
     "ID3": Way(method="id3"),
     "ID3, every 15": Way(method="id3", options={"select_every": 15}),
     "ID3, per entry": Way(method="id3", options={"bias_correction": "per_entry"}),
     "ID3, front": Way(method="id3", options={"schedule": "front"}),
     "LoRA r=8": Way(adapter="lora-8", budget=False),
-    "LoRA r=2": Way(adapter="lora-2", budget=False),
-    "LoRA r=8 + PaFi": Way(adapter="lora-8", method="pafi"),
-    "LoRA r=8 + ID3": Way(adapter="lora-8", method="id3"),
-    "Pfeiffer": Way(adapter="pfeiffer", budget=False),
-    "Pfeiffer + ID3": Way(adapter="pfeiffer", method="id3"),
+    "LoRA r=2": Way(adapter="lora-2", budget=False, won=3e-3),
+    "LoRA r=8 + PaFi": Way(adapter="lora-8", method="pafi", won=1e-2),
+    "LoRA r=8 + ID3": Way(adapter="lora-8", method="id3", won=3e-3),
+    "Pfeiffer": Way(adapter="pfeiffer", budget=False, won=3e-3),
+    "Pfeiffer + ID3": Way(adapter="pfeiffer", method="id3", won=3e-3),
 }
 
 

@@ -32,7 +32,7 @@ class Preset:
         tasks: by data set.
         seeds: how many, from 0 on.
         shares: budgets, as shares of the base model's scalars, the usual one first.
-        tries: learning rates of seed 0, an odd number.
+        tries: learning rates of seed 0, an odd number; 1: the one that has won elsewhere.
         extend: whether to go beyond them while the best one is at an end.
         exps, epss: of the D3 score, of which all pairs are tried on film reviews.
     """
@@ -90,7 +90,8 @@ def rates(cell: Job, preset: Preset) -> list[float]:
     """The first learning rates of a cell."""
     if cell.method == NONE:
         return [0.0]
-    middle, side = LADDER.index(METHODS[cell.method].lr), preset.tries // 2
+    way, side = METHODS[cell.method], preset.tries // 2
+    middle = LADDER.index(way.lr if side else way.won)
     return list(LADDER[middle - side : middle + side + 1])
 
 
