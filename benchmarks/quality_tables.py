@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
 
 from benchmarks.quality import comparing, plan
 from benchmarks.quality.comparing import Summary
@@ -132,6 +133,25 @@ def scores_table(load: Load, markdown: Markdown) -> str:
     return markdown(("", *(f"eps = {eps:g}" for eps in PRESET.epss)), lines)
 
 
+def problems_table(load: Load, markdown: Markdown) -> str:
+    """Word problems: right numbers, and the loss of the right answers, which tells more where few are right."""
+    found, _ = _known(load)
+    lines = [
+        [
+            each.cell.method,
+            accuracy(each),
+            f"{fmean(each.losses):.3f} ± {stdev(each.losses):.3f}",
+            f"{each.trained:,}",
+            format_bytes(each.state_bytes) if each.trained else "",
+        ]
+        for each in found
+        if PRESET.tasks[each.cell.data].causal
+    ]
+    return markdown(
+        ("", "exact match, %", "loss per token of the answers", "scalars trained", "optimizer state"), lines
+    )
+
+
 def rates_table(load: Load, markdown: Markdown) -> str:
     """The learning rate that won, by method, data set and budget."""
     found, _ = _known(load)
@@ -162,6 +182,7 @@ TABLES = {
     "methods by budget": budgets_table,
     "lead over budgets": lead_table,
     "exponent and eps": scores_table,
+    "word problems": problems_table,
     "updates": updates_table,
 }
 CHOOSING = {"learning rates": rates_table}

@@ -23,12 +23,14 @@ class Summary:
         cell: data set, method and budget; learning rate and seed are 0.
         lr: the one that was chosen.
         accuracies: on the test part, by seed.
+        losses: the same; of each example, or of each token of the right answers.
         budget, trained, state_bytes: as in each run.
     """
 
     cell: Job
     lr: float
     accuracies: tuple[float, ...]
+    losses: tuple[float, ...]
     budget: int
     trained: int
     state_bytes: int
@@ -57,9 +59,9 @@ def summaries(preset: Preset, ledger: Ledger) -> list[Summary]:
 def summary(cell: Job, jobs: Sequence[Job], ledger: Ledger) -> Summary:
     """Of a cell, from the runs that are its mean."""
     rows = [ledger[job] for job in jobs]
-    accuracies = tuple(float(row["test"]) for row in rows)
+    accuracies, losses = (tuple(float(row[name]) for row in rows) for name in ("test", "test_loss"))
     numbers = (int(rows[0][name]) for name in ("budget", "trained", "state_bytes"))
-    return Summary(cell, jobs[0].lr, accuracies, *numbers)
+    return Summary(cell, jobs[0].lr, accuracies, losses, *numbers)
 
 
 def of_score(preset: Preset, ledger: Ledger) -> list[Summary]:

@@ -196,6 +196,9 @@ def test_tables_show_what_the_file_holds(ledger):
     )
     lead = quality_tables.lead_table(files.__getitem__, tables.markdown)
     assert next(line for line in lead.splitlines() if line.startswith("| PaFi |")).endswith(" | 12 |")
+    problems = quality_tables.problems_table(files.__getitem__, tables.markdown).splitlines()
+    assert [line.split(" | ")[0] for line in problems[2:]] == [f"| {name}" for name in (NONE, *plan.MATH)]
+    assert all(line.split(" | ")[2] == "0.500 ± 0.000" for line in problems[2:])
     scores = quality_tables.scores_table(files.__getitem__, tables.markdown)
     assert scores.count("±") == len(FULL.exps) * len(FULL.epss)
 
