@@ -113,7 +113,8 @@ def test_a_table_of_gpu_times_needs_measured_ones(tmp_path, monkeypatch) -> None
 
 def test_tables_notice_a_changed_number(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tables.load("quality.csv")
-    next(row for row in rows if row["method"] == "full")["test"] = "0.999"
+    for row in rows:
+        row["test"] = "0.999" if row["method"] == "full" else row["test"]
     load = tables.load
     monkeypatch.setattr(tables, "load", lambda name: rows if name == "quality.csv" else load(name))
     text = README.read_text(encoding="utf-8")
