@@ -20,12 +20,12 @@ from benchmarks.quality.jobs import NONE, Job
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.plan import PRESETS, Preset
 from benchmarks.quality.running import Trained, train
+from benchmarks.quality.traces import DATA, FULL
 from benchmarks.report import environment, write_csv
 from benchmarks.resident import state_bytes
 from benchmarks.reviews import MissingData
 
-DATA, STEPS, ROUNDS = "reviews", 20, 3
-FULL = "full"
+STEPS, ROUNDS = 20, 3
 
 
 def jobs(preset: Preset) -> list[Job]:
